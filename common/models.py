@@ -123,7 +123,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 layers.append(ResidualBlock(channels_in, width * 2**stage, stride, bottleneck))
                 channels_in = layers[-1].channels_out
-        self.stages = nn.Sequential(*layers)
+        self.stages = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # faster
         self.to_latent = nn.Linear(channels_in, latent_dim) if latent_dim else nn.Identity()
         self.output_dim = latent_dim or channels_in
 

@@ -20,6 +20,7 @@ from torch import nn
 from common.errors import UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def start(precision: str, seed: int) -> Accelerator:
@@ -30,6 +31,7 @@ def start(precision: str, seed: int) -> Accelerator:
             each other (torchrun on a CPU without `ACCELERATE_USE_CPU=true`).
     """
     set_threads()
+    _keep_freed_memory()
     _follow_launcher()
     # Accelerate reads ACCELERATE_MIXED_PRECISION=no, which its launcher exports when nothing was
     # said, as a wish. Ours is always explicit.
@@ -92,6 +94,18 @@ def set_threads() -> None:
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what a step frees instead of giving it back: page faults cost 14 % on a CPU.
+
+    The user's own MALLOC_… variables, if there are any, go before.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**30)):
+        libc.mallopt(parameter, value)
 
 
 def _follow_launcher() -> None:

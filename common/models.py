@@ -123,7 +123,9 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 layers.append(ResidualBlock(channels_in, width * 2**stage, stride, bottleneck))
                 channels_in = layers[-1].channels_out
-        self.stages = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # faster
+        # below 16 channels oneDNN 3.12 writes past its memory in a strided 1×1's backward pass
+        form = torch.channels_last if width % 16 == 0 else torch.contiguous_format
+        self.stages = nn.Sequential(*layers).to(memory_format=form)  # channels_last is faster
         self.to_latent = nn.Linear(channels_in, latent_dim) if latent_dim else nn.Identity()
         self.output_dim = latent_dim or channels_in
 
@@ -150,10 +152,7 @@ def build_encoder(
 
 
 class Decoder(nn.Module):
-    """The mirror image of `EncoderCNN`: linear map, three transposed convolutions, tanh.
-
-    (B,latent_dim) -> (B,C,S,S) in [−1,1].
-    """
+    """Mirrors `EncoderCNN`: linear map, three transposed convolutions, tanh; to [−1,1]."""
 
     def __init__(self, channels: int, image_size: int, width: int, blocks: int, latent_dim: int):
         super().__init__()
@@ -283,9 +282,8 @@ def load_classifier(run_dir: str | Path) -> nn.Module:
         if "weight" in state:
             classifier = nn.Linear(*state["weight"].T.shape)
         else:  # dropout does nothing in eval mode
-            classifier = MLPClassifier(
-                *state["0.weight"].T.shape, len(state["8.bias"]), dropout=0.0
-            )
+            sizes = *state["0.weight"].T.shape, len(state["8.bias"])
+            classifier = MLPClassifier(*sizes, dropout=0.0)
         classifier.load_state_dict(state)
     except LOAD_ERRORS as error:
         raise UserError(f"the classifier in {run_dir} cannot be loaded ({error})") from None

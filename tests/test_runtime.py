@@ -18,12 +18,23 @@ def test_fp16_on_a_cpu_is_refused(monkeypatch):
     assert runtime.choose_precision("auto") in ("no", "bf16")
 
 
-def test_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("vendor", "has_avx512_bf16", "has_amx", "expected"),
+    [
+        ("AuthenticAMD", False, False, "no"),
+        ("AuthenticAMD", True, False, "bf16"),
+        ("GenuineIntel", True, False, "no"),  # has it, but slower than float32
+        ("GenuineIntel", True, True, "bf16"),
+    ],
+)
+def test_auto_takes_bf16_only_where_the_processor_is_fast_at_it(
+    monkeypatch, vendor, has_avx512_bf16, has_amx, expected
+):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert runtime.choose_precision("auto") == "no"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert runtime.choose_precision("auto") == "bf16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(runtime, "_cpu_info", lambda key: vendor)
+    assert runtime.choose_precision("auto") == expected
 
 
 @pytest.fixture

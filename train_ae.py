@@ -29,7 +29,9 @@ from common import (
     folders,
     models,
     probes,
+    runs,
     runtime,
+    tables,
     tracking,
 )
 from common.config import Batch, Count, Fraction, ImageSize, Natural, NonNegative, Positive, parse
@@ -93,9 +95,9 @@ def main(config: Config) -> dict[str, float]:
     # ---------------------------------------------------------------- Set-up
     accelerator = runtime.start(config.precision, config.seed)
     device, is_main = accelerator.device, accelerator.is_main_process
-    chosen = tracking.choose_run_dir(config.run_dir, config.resume, METHOD, config.dataset)
+    chosen = runs.choose_run_dir(config.run_dir, config.resume, METHOD, config.dataset)
     (run_dir,) = broadcast_object_list([chosen])  # the time in its name must be everybody's
-    if (metrics := tracking.finished(run_dir)) is not None:
+    if (metrics := runs.finished(run_dir)) is not None:
         tracking.say(f"{run_dir} is finished already; its results are in summary.json", is_main)
         return metrics
     interruption = runtime.Interruption()
@@ -148,12 +150,9 @@ def main(config: Config) -> dict[str, float]:
         run_dir,
         settings=asdict(config),
         facts={**runtime.facts(accelerator), **facts},
+        labels=runs.labels(METHOD, asdict(config), asdict(Config())),
         mode=config.tracking,
         project=config.project,
-        name=run_dir.name,
-        group=config.dataset,
-        job_type=METHOD,
-        tags=[tag for tag in config.tags.split(",") if tag],
         keep_rows=state and state["rows"],
         is_main=is_main,
     )
@@ -219,7 +218,7 @@ def main(config: Config) -> dict[str, float]:
                 mean_loss = accelerator.reduce(running_loss, "mean").item() / running_steps
                 precision = accelerator.mixed_precision
                 if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1)
+                    tracker.stop(1, wrong)
                     raise UserError(wrong)
                 row = {"train/loss": mean_loss, "train/gradient_norm": gradient_norm.item()}
                 row["train/learning_rate"] = learning_rate
@@ -234,9 +233,8 @@ def main(config: Config) -> dict[str, float]:
 
         # every n epochs: evaluate, draw, save
         if is_main and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
-            errors = evaluation.autoencoder_errors(network, preprocess, images.validation)
             row = {
-                **{f"val/{name}": value for name, value in errors.items()},
+                **evaluation.autoencoder_errors(network, preprocess, images.validation, "val"),
                 **{f"val/pca_{name}": value for name, value in pca_line.items()},
                 "val/knn_accuracy": evaluation.knn_accuracy(
                     network.encoder, preprocess, references, images.validation
@@ -255,6 +253,7 @@ def main(config: Config) -> dict[str, float]:
             if row["val/mse"] < best["val/mse"]:
                 best = {"val/mse": row["val/mse"], "epoch": epoch}
                 checkpoints.save(run_dir / "checkpoints/best.safetensors", network.state_dict())
+                tracker.best(best)
         save()
         stop_if_asked()
     interruption.release()
@@ -288,22 +287,23 @@ def main(config: Config) -> dict[str, float]:
     classes = len(images.class_names)
     shape = (config.latent_dim, config.hidden_dim, classes, config.dropout)
     classifier = models.MLPClassifier(*shape).to(device)
-    bar = tracking.progress(config.classifier_epochs, "classifier", is_main)
-    for row in probes.train_classifier(classifier, latents, **recipe):
-        step, epoch = step + 1, epoch + 1
-        tracker.log(row, step, epoch)
-        bar.set_postfix_str(f"val accuracy {row['val/accuracy']:.2%}")
-        bar.update()
-    bar.close()
+    with tracking.progress(config.classifier_epochs, "classifier", is_main) as bar:
+        for row in probes.train_classifier(classifier, latents, **recipe):
+            step, epoch = step + 1, epoch + 1
+            tracker.log(row, step, epoch)
+            bar.set_postfix_str(f"val accuracy {row['val/accuracy']:.2%}")
+            bar.update()
     models.save_weights(run_dir / "classifier.safetensors", classifier)
 
     found = probes.predict(classifier, latents.validation)
     metrics = {"val/accuracy": probes.accuracy(found, images.validation.labels)}  # of the best
+    part = "test" if config.test else "validation"  # what is shown
+    shown, codes = getattr(images, part), getattr(latents, part)
+    sure = probes.probabilities(classifier, codes)  # (N,K)
+    predictions = sure.argmax(dim=1)  # (N,)
     if config.test:
-        labels, predictions = images.test.labels, probes.predict(classifier, latents.test)
-        errors = evaluation.autoencoder_errors(network, preprocess, images.test)
-        metrics |= {f"test/{name}": value for name, value in errors.items()}
-        metrics["test/accuracy"] = probes.accuracy(predictions, labels)
+        metrics |= evaluation.autoencoder_errors(network, preprocess, images.test, "test")
+        metrics["test/accuracy"] = probes.accuracy(predictions, shown.labels)
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
         if pca:
@@ -311,28 +311,27 @@ def main(config: Config) -> dict[str, float]:
             metrics |= evaluation.pca_metrics(pca, images, views(), baseline, recipe)
         else:
             tracking.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
-        evaluation.save_latents(run_dir / "latents.npz", latents.test, labels, predictions)
-        tracker.confusion(labels.tolist(), predictions.tolist(), images.class_names, step)
+        evaluation.save_latents(run_dir / "latents.npz", codes, shown.labels, predictions)
     tracker.log(metrics, step, epoch)
 
-    shown = images.test if config.test else images.validation
+    tracker.confusion(shown.labels.tolist(), predictions.tolist(), images.class_names, step)
+    for name, columns, cells in tables.of_images(shown, codes, sure, images.class_names):
+        tracker.table(f"tables/{name}", columns, cells, step)
     networks = (encoder, classifier, preprocess)
     rows = read_rows(run_dir / "metrics.jsonl")
     for name, figure, caption in (
         *evaluation.autoencoder_pictures(network, preprocess, shown, images.class_names),
         *evaluation.latent_pictures(
-            networks, shown, images.class_names, config.tsne_images, metrics
+            networks, shown, predictions, images.class_names, config.tsne_images, metrics
         ),
         evaluation.curves_picture(rows, metrics),
     ):
         tracker.figure(name, figure, caption, step)
-    tracker.best(best)
     files = [run_dir / "encoder.json", *sorted(run_dir.glob("*.safetensors"))]
     tracker.artifact(f"{METHOD}-{config.dataset}", "model", files, metrics, ["best"])
-    last = {name: value for row in rows for name, value in row.items() if "/" in name}
-    metrics = last | metrics | {f"best/{name}": value for name, value in best.items()}
+    metrics = evaluation.summary(rows, metrics, best)
     lines = tracker.finish(metrics)
-    print("", evaluation.table(metrics), "", *lines, sep="\n")
+    print("", tables.final(metrics), "", *lines, sep="\n")
     return metrics
 
 

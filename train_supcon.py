@@ -31,7 +31,9 @@ from common import (
     folders,
     models,
     probes,
+    runs,
     runtime,
+    tables,
     tracking,
 )
 from common.config import Batch, Count, ImageSize, Natural, NonNegative, Positive, parse
@@ -91,9 +93,9 @@ def main(config: Config) -> dict[str, float]:
     # ---------------------------------------------------------------- Set-up
     accelerator = runtime.start(config.precision, config.seed)
     device, is_main = accelerator.device, accelerator.is_main_process
-    chosen = tracking.choose_run_dir(config.run_dir, config.resume, METHOD, config.dataset)
+    chosen = runs.choose_run_dir(config.run_dir, config.resume, METHOD, config.dataset)
     (run_dir,) = broadcast_object_list([chosen])  # the time in its name must be everybody's
-    if (metrics := tracking.finished(run_dir)) is not None:
+    if (metrics := runs.finished(run_dir)) is not None:
         tracking.say(f"{run_dir} is finished already; its results are in summary.json", is_main)
         return metrics
     interruption = runtime.Interruption()
@@ -166,12 +168,9 @@ def main(config: Config) -> dict[str, float]:
         run_dir,
         settings=asdict(config),
         facts={**runtime.facts(accelerator), **facts},
+        labels=runs.labels(METHOD, asdict(config), asdict(Config())),
         mode=config.tracking,
         project=config.project,
-        name=run_dir.name,
-        group=config.dataset,
-        job_type=METHOD,
-        tags=[tag for tag in config.tags.split(",") if tag],
         keep_rows=state and state["rows"],
         is_main=is_main,
     )
@@ -248,7 +247,7 @@ def main(config: Config) -> dict[str, float]:
                 mean_loss = accelerator.reduce(running, "mean").item() / running_steps
                 precision = accelerator.mixed_precision
                 if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1)
+                    tracker.stop(1, wrong)
                     raise UserError(wrong)
                 row = {"train/loss": mean_loss, "train/gradient_norm": gradient_norm.item()}
                 row |= {"train/loss_floor": floor, "train/loss_collapse": collapse}
@@ -281,6 +280,7 @@ def main(config: Config) -> dict[str, float]:
             if row["val/knn_accuracy"] > best["val/knn_accuracy"]:
                 best = {"val/knn_accuracy": row["val/knn_accuracy"], "epoch": epoch}
                 checkpoints.save(run_dir / "checkpoints/best.safetensors", network.state_dict())
+                tracker.best(best)
         if epoch == 1 and mean_loss > collapse - 0.01 * (collapse - floor):
             advice = "a lower --learning_rate, more --warmup_epochs or a higher --temperature"
             tracking.say(f"warning: all embeddings are nearly equal; try {advice}", is_main)
@@ -311,35 +311,37 @@ def main(config: Config) -> dict[str, float]:
     models.save_weights(run_dir / "head.safetensors", network.head)
 
     metrics = {}
+    part = "test" if config.test else "validation"  # what is shown
+    shown, codes = getattr(images, part), getattr(latents, part)
+    sure = probes.probabilities(classifier, codes)  # (N,K)
+    predictions = sure.argmax(dim=1)  # (N,)
     if config.test:
-        labels, predictions = images.test.labels, probes.predict(classifier, latents.test)
-        metrics["test/accuracy"] = probes.accuracy(predictions, labels)
+        metrics["test/accuracy"] = probes.accuracy(predictions, shown.labels)
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.latent_metrics(projections, classes, "projection", "projection")
         metrics |= evaluation.image_metrics(images)
         evaluation.save_latents(
-            run_dir / "latents.npz", latents.test, labels, predictions, projections.test
+            run_dir / "latents.npz", codes, shown.labels, predictions, projections.test
         )
-        tracker.confusion(labels.tolist(), predictions.tolist(), images.class_names, step)
     tracker.log(metrics, step, epoch)
 
-    shown = images.test if config.test else images.validation
+    tracker.confusion(shown.labels.tolist(), predictions.tolist(), images.class_names, step)
+    for name, columns, cells in tables.of_images(shown, codes, sure, images.class_names):
+        tracker.table(f"tables/{name}", columns, cells, step)
     networks = (encoder, classifier, preprocess)
     rows = read_rows(run_dir / "metrics.jsonl")
     for name, figure, caption in (
         *evaluation.latent_pictures(
-            networks, shown, images.class_names, config.tsne_images, metrics
+            networks, shown, predictions, images.class_names, config.tsne_images, metrics
         ),
         evaluation.curves_picture(rows, metrics),
     ):
         tracker.figure(name, figure, caption, step)
-    tracker.best(best)
     files = [run_dir / "encoder.json", *sorted(run_dir.glob("*.safetensors"))]
     tracker.artifact(f"{METHOD}-{config.dataset}", "model", files, metrics, ["best"])
-    last = {name: value for row in rows for name, value in row.items() if "/" in name}
-    metrics = last | metrics | {f"best/{name}": value for name, value in best.items()}
+    metrics = evaluation.summary(rows, metrics, best)
     lines = tracker.finish(metrics)
-    print("", evaluation.table(metrics), "", *lines, sep="\n")
+    print("", tables.final(metrics), "", *lines, sep="\n")
     return metrics
 
 

@@ -90,12 +90,15 @@ def reconstruct(autoencoder: nn.Module, preprocess: nn.Module, images: Tensor) -
         return preprocess.invert(autoencoder.decoder(autoencoder.encoder(preprocess(images))))
 
 
-def autoencoder_errors(autoencoder: nn.Module, preprocess: nn.Module, split) -> dict[str, float]:
-    """`mse` and `mae` of an autoencoder's reconstructions, clipped to [0,1]."""
-    return reconstruction_errors(
+def autoencoder_errors(
+    autoencoder: nn.Module, preprocess: nn.Module, split, prefix: str
+) -> dict[str, float]:
+    """PREFIX/mse and PREFIX/mae of an autoencoder's reconstructions, clipped to [0,1]."""
+    errors = reconstruction_errors(
         (reconstruct(autoencoder, preprocess, images), images / 255)
         for images in image_blocks(split)
     )
+    return {f"{prefix}/{name}": value for name, value in errors.items()}
 
 
 def fit_pca(split, dimensions: int) -> tuple[geometry.PCA | None, str]:
@@ -204,18 +207,19 @@ def autoencoder_pictures(
 def latent_pictures(
     networks: tuple[nn.Module, nn.Module, nn.Module],
     split,
+    predictions: Tensor,
     class_names: Sequence[str],
     tsne_images: int,
     metrics: Mapping[str, float],
 ) -> Iterator[Picture]:
     """Confusion matrix of all images, t-SNE of `tsne_images` of them in latent and image space.
 
-    `networks` are encoder, classifier and preprocessing. Under each t-SNE stands what its space
+    `networks` are encoder, classifier and preprocessing, `predictions` int64 (N,) what they make of
+    the split's images. Under each t-SNE stands what its space
     reached, where `metrics` (the final ones) have it. Which images and which random start are the
     same in every run, so that pictures of two runs can be laid side by side.
     """
     encoder, classifier, preprocess = networks
-    predictions = probes.predict(classifier, encode(encoder, preprocess, split))
     figure = plots.confusion(split.labels.cpu().numpy(), predictions.cpu().numpy(), class_names)
     yield "confusion_matrix", figure, "The classifier on the frozen encoder, images not trained on"
 
@@ -273,28 +277,9 @@ def save_latents(
         np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
-TABLE = (
-    ("accuracy", "accuracy, trained classifier", "{:.2%}"),
-    ("linear_accuracy", "accuracy, linear", "{:.2%}"),
-    ("knn_accuracy", "accuracy, 5 nearest neighbours", "{:.2%}"),
-    ("mse", "reconstruction MSE", "{:.5f}"),
-    ("mae", "reconstruction MAE", "{:.5f}"),
-    ("silhouette", "silhouette", "{:.3f}"),
-    ("alignment", "alignment (lower: tighter classes)", "{:.3f}"),
-    ("uniformity", "uniformity (lower: more even)", "{:.3f}"),
-    ("effective_rank", "effective rank", "{:.1f}"),
-)
-
-
-def table(metrics: Mapping[str, float]) -> str:
-    """The final metrics as text: one row per yardstick, the baselines beside the latents."""
-    columns = {"latents": ("test", "latent"), "PCA": ("pca",), "pixels": ("image",)}
-    lines = [f"{'on the test images':36}" + "".join(f"{name:>10}" for name in columns)]
-    for key, text, form in TABLE:
-        cells = []
-        for groups in columns.values():
-            found = [metrics[f"{g}/{key}"] for g in groups if f"{g}/{key}" in metrics]
-            cells.append(form.format(found[0]) if found else "–")
-        if set(cells) != {"–"}:
-            lines.append(f"{text:36}" + "".join(f"{cell:>10}" for cell in cells))
-    return "\n".join(lines) if len(lines) > 1 else "no test images were looked at"
+def summary(
+    rows: Sequence[Mapping[str, float]], metrics: Mapping[str, float], best: Mapping[str, float]
+) -> dict[str, float]:
+    """The last value of each metric in `rows`, over it the final ones, and `best` as best/NAME."""
+    last = {name: value for row in rows for name, value in row.items() if "/" in name}
+    return last | dict(metrics) | {f"best/{name}": value for name, value in best.items()}

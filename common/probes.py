@@ -222,6 +222,12 @@ def predict(classifier: nn.Module, latents: Tensor) -> Tensor:
     return torch.cat([classifier(block).argmax(1) for block in latents.split(BLOCK)])
 
 
+@torch.no_grad()
+def probabilities(classifier: nn.Module, latents: Tensor) -> Tensor:
+    """Class probabilities float32 (N,K) that a classifier in eval mode gives to latents (N,D)."""
+    return torch.cat([classifier(block).float().softmax(1) for block in latents.split(BLOCK)])
+
+
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
     """The fraction of equal entries, 0 to 1."""
     return (predictions == labels).float().mean().item()

@@ -12,9 +12,7 @@ import re
 import secrets
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +22,26 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import atomic_write, lock, read_json, write_json
 
+CODE = Path(__file__).parents[1]
+PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")
 MODES = ("auto", "online", "offline", "disabled")
 # seconds; W&B itself waits 90 for a server at the start, and for ever at the end
 LIMITS = {"init_timeout": 20, "finish_timeout": 300, "finish_timeout_raises": True}
 
 
-def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset: str) -> Path:
-    """Return `resume`, else `run_dir`, else a new runs/METHOD-DATASET-TIME; create nothing.
-
-    The new name ends with the W&B id if a sweep gave one: its agents start in the same second.
-    `UserError`: both given, `run_dir` in use, `resume` no run folder, the place not writable.
-    """
-    if run_dir is not None and resume is not None:
-        raise UserError("--run_dir and --resume exclude each other: --resume RUN goes on in RUN")
-    parts = (method, dataset, time.strftime("%Y%m%d-%H%M%S"), os.environ.get("WANDB_RUN_ID"))
-    name = "-".join(filter(None, parts))
-    paths = (Path("runs", name if number == 1 else f"{name}-{number}") for number in count(1))
-    given = resume if run_dir is None else run_dir
-    path = next(path for path in paths if not path.exists()) if given is None else Path(given)
-    entries = path.iterdir() if path.is_dir() else [path] if path.exists() else []
-    # a run that was killed while it started leaves no more than a lock and W&B's files
-    is_used = any(entry.name[:1] != "." and entry.name != "wandb" for entry in entries)
-    if is_used and resume is None:
-        advice = f"continue it with --resume {path}, or choose another --run_dir"
-        raise UserError(f"{path} exists; {advice}")
-    if is_used and not (path / "config.json").is_file():
-        raise UserError(f"--resume {path}: no run folder, since it holds no config.json")
-    ancestor = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {path}: {ancestor} is not a folder that we may write to")
-    return path
-
-
-def finished(run_dir: Path) -> dict | None:
-    """Return the final metrics (summary.json) if the run in `run_dir` finished, else None."""
-    return read_json(path) if (path := Path(run_dir, "summary.json")).exists() else None
-
-
 def open_tracker(
     run_dir: Path, *, settings: Mapping[str, str | int | float | bool | None],
-    facts: Mapping[str, Any], mode: str, project: str, name: str, group: str, job_type: str,
-    tags: Sequence[str], keep_rows: int | None, is_main: bool,
+    facts: Mapping[str, Any], labels: Mapping[str, Any], mode: str, project: str,
+    keep_rows: int | None, is_main: bool,
 ) -> "Tracker | NullTracker":  # fmt: skip
     """Lock the run folder (made if missing) and start W&B; a `NullTracker` unless `is_main`.
 
     `settings` (the flags) and `facts` (what was found: versions, device, ...) are plain JSON for
-    config.json and W&B. `mode`, one of MODES: auto asks WANDB_MODE, then goes online if there is
-    a login. `keep_rows=None` starts with no rows; a number resumes with that many (those that the
-    checkpoint knows of), the first settings and the W&B id; `facts` join the list "resumed".
-    `UserError`: unknown mode, or online without a login; the folder is in use or finished; in a
-    sweep: W&B does not start, or recorded other settings than these.
+    config.json and W&B, `labels` W&B's name, group, job_type and tags. `mode`, one of MODES: auto
+    asks WANDB_MODE, then goes online if there is a login. `keep_rows=None` starts with no rows; a
+    number resumes with that many (those that the checkpoint knows of), the first settings and the
+    W&B id; `facts` join the list "resumed". `UserError`: unknown mode, or online without a login;
+    the folder is in use or finished; in a sweep: W&B does not start, or recorded other settings.
     """
     if not is_main:
         return NullTracker()
@@ -81,7 +49,7 @@ def open_tracker(
     run_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:  # gives the lock back if anything below fails
         held.enter_context(lock(run_dir / ".lock", busy=f"{run_dir} is in use by another process"))
-        if finished(run_dir) is not None:
+        if (run_dir / "summary.json").exists():
             raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")
         if keep_rows is None:
             # a start over gets a new id, too: under the old one W&B drops steps that it has seen
@@ -90,7 +58,7 @@ def open_tracker(
         else:
             config = read_json(run_dir / "config.json")
             config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
-        words = {"name": name, "group": group, "job_type": job_type, "tags": list(tags)}
+        words = dict(labels)
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
             words |= {"project": project, "id": config["facts"]["wandb_id"]}
         words |= {"resume": None if keep_rows is None else "allow", "dir": str(run_dir)}
@@ -121,6 +89,9 @@ class Tracker:
         self._last_step = json.loads(rows[-1])["step"] if rows else 0
         self._run_dir, self._run, self._held = run_dir, run, held
         self._is_wandb_well = True
+        if run is not None:
+            held.callback(setattr, sys, "excepthook", sys.excepthook)
+            sys.excepthook = self._crashed
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
@@ -145,10 +116,21 @@ class Tracker:
     def confusion(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: list[str], step: int
     ) -> None:
-        """Send W&B's confusion matrix of class numbers `labels` and `predictions`, both (N,)."""
+        """Send how class numbers `labels` and `predictions`, both (N,), agree: matrix and bars."""
         pairs = [int(label) for label in labels], [int(label) for label in predictions]
         words = *pairs, list(class_names), "Confusion matrix: true and predicted class"
-        self._send(step, lambda w: {"confusion_matrix": w.plot.confusion_matrix(None, *words)})
+        hits = {name: [] for name in class_names}
+        for label, prediction in zip(*pairs, strict=True):
+            hits[class_names[label]].append(label == prediction)
+        bars = [[name, sum(found) / len(found)] for name, found in hits.items() if found]
+
+        def charts(w) -> dict[str, Any]:
+            axes = "class", "accuracy"
+            bar = w.plot.bar(w.Table(list(axes), bars), *axes, "Accuracy of each class")
+            matrix = w.plot.confusion_matrix(None, *words)
+            return {"classes/confusion_matrix": matrix, "classes/accuracy": bar}
+
+        self._send(step, charts)
 
     def artifact(
         self, name: str, kind: str, files: Sequence[Path], metadata: Mapping, aliases: Sequence[str]
@@ -180,10 +162,23 @@ class Tracker:
             self._held.close()
         return [*lines, f"figures:      {self._run_dir / 'figures'}"]
 
-    def stop(self, exit_code: int) -> None:
-        """Leave an unfinished run: W&B's run ends as failed, the folder is unlocked."""
+    def stop(self, exit_code: int, reason: str = "") -> None:
+        """Leave an unfinished run, unlocked; in W&B it failed, with an alert if there is a reason."""
+        if reason:
+            self._alert(reason)
         self._finish_wandb(exit_code)
         self._held.close()
+
+    def _alert(self, reason: str) -> None:
+        title = f"{self._run and self._run.name} failed"
+        self._try(lambda run: run.alert(title[:64], reason[:1000], level="ERROR"))
+
+    def _crashed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        """What Python calls when nobody catches an error: W&B knows the state, not the reason."""
+        if issubclass(kind, Exception):
+            self._alert(f"{kind.__name__}: {error}")
+        self._held.close()  # gives the hook back
+        sys.excepthook(kind, error, trace)
 
     def _send(self, step: int, build: Callable[[Any], dict[str, Any]]) -> None:
         if step < self._last_step:  # W&B would drop the row with no more than a warning
@@ -232,7 +227,7 @@ class NullTracker:
     def confusion(self, labels, predictions, class_names, step) -> None: ...
     def artifact(self, name, kind, files, metadata, aliases) -> None: ...
     def best(self, values) -> None: ...
-    def stop(self, exit_code) -> None: ...
+    def stop(self, exit_code, reason="") -> None: ...
     def finish(self, summary) -> list[str]:
         return []
 
@@ -270,13 +265,15 @@ def _start_wandb(mode: str, settings: Mapping, facts: Mapping, words: dict[str, 
             words["settings"] = wandb.Settings(quiet=True, silent=attempt == "offline", **LIMITS)
             run = wandb.init(mode=attempt, config={**settings, **facts}, save_code=True, **words)
             run.define_metric("epoch", hidden=True)
-            for section in ("val", "test", "projection", "latent", "image", "pca"):
+            for section in PER_EPOCH:
                 run.define_metric(f"{section}/*", step_metric="epoch")
             for key, used in settings.items() if in_sweep else ():
                 recorded = run.config.get(key, used)  # the sweep's, whatever the script was told
                 if recorded not in (used, str(used)):
                     run.finish(exit_code=1)  # W&B takes a SystemExit that was raised for success
                     raise UserError(f"{key}: W&B records {recorded!r}, the script used {used!r}")
+            ours = {str(path) for path in (*CODE.glob("*.py"), *CODE.glob("common/*.py"))}
+            run.log_code(str(CODE), include_fn=ours.__contains__)
             return run
         except Exception as error:  # no wandb, no login, no server, no such project, ...
             problem = f"W&B does not start {attempt}: {error}".splitlines()[0]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import data, evaluation, models, probes
+from common import data, evaluation, models, probes, tables
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_saved_latents_have_the_types_of_the_contract(tmp_path):
 
 def test_the_table_shows_the_baselines_beside_the_latents():
     metrics = {"test/accuracy": 0.9912, "pca/accuracy": 0.98, "image/silhouette": 0.1}
-    text = evaluation.table(metrics)
+    text = tables.final(metrics)
     assert [line.split()[-3:] for line in text.splitlines()[1:]] == [
         ["99.12%", "98.00%", "–"],
         ["–", "–", "0.100"],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import tracking
+from common import runs, tracking
 from common.errors import UserError
 from common.files import lock
 
@@ -38,12 +38,9 @@ def open_run(run_dir, mode="disabled", keep_rows=None, is_main=True, settings=No
         Path(run_dir),
         settings=settings or {"epochs": 2, "learning_rate": 1e-3, "limit_train": None},
         facts={"device": "cpu", "versions": {"torch": "2"}},
+        labels={"name": "a name", "group": "digits", "job_type": "ae", "tags": ["digits"]},
         mode=mode,
         project="test",
-        name="a name",
-        group="digits",
-        job_type="ae",
-        tags=["digits"],
         keep_rows=keep_rows,
         is_main=is_main,
     )
@@ -63,38 +60,38 @@ def small_figure():
 
 
 def test_new_run_dirs_differ_and_nothing_is_created(monkeypatch):
-    monkeypatch.setattr(tracking.time, "strftime", lambda form: "20250102-030405")
-    first = tracking.choose_run_dir(None, None, "ae", "digits")
+    monkeypatch.setattr(runs.time, "strftime", lambda form: "20250102-030405")
+    first = runs.choose_run_dir(None, None, "ae", "digits")
     assert first == Path("runs/ae-digits-20250102-030405") and not Path("runs").exists()
     first.mkdir(parents=True)
-    second = tracking.choose_run_dir(None, None, "ae", "digits")
+    second = runs.choose_run_dir(None, None, "ae", "digits")
     second.mkdir()
     assert second.name == "ae-digits-20250102-030405-2"
-    assert tracking.choose_run_dir(None, None, "ae", "digits").name[-2:] == "-3"
+    assert runs.choose_run_dir(None, None, "ae", "digits").name[-2:] == "-3"
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert tracking.choose_run_dir(None, None, "ae", "digits").name[-4:] == "-abc"
+    assert runs.choose_run_dir(None, None, "ae", "digits").name[-4:] == "-abc"
 
 
 def test_choose_run_dir_refuses_what_would_overwrite_or_fail():
     with pytest.raises(UserError, match="exclude each other"):
-        tracking.choose_run_dir("a", "b", "ae", "digits")
+        runs.choose_run_dir("a", "b", "ae", "digits")
     Path("used").mkdir()
-    assert tracking.choose_run_dir("used", None, "ae", "digits") == Path("used")  # empty
-    assert tracking.choose_run_dir(None, "used", "ae", "digits") == Path("used")
+    assert runs.choose_run_dir("used", None, "ae", "digits") == Path("used")  # empty
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
     Path("used", ".lock").touch()
-    assert tracking.choose_run_dir(None, "used", "ae", "digits") == Path("used")  # killed at once
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")  # killed at once
     Path("used", "photo.png").touch()
     with pytest.raises(UserError, match="used exists; continue it with --resume used, or choose"):
-        tracking.choose_run_dir("used", None, "ae", "digits")
+        runs.choose_run_dir("used", None, "ae", "digits")
     with pytest.raises(UserError, match=r"no config.json"):
-        tracking.choose_run_dir(None, "used", "ae", "digits")
+        runs.choose_run_dir(None, "used", "ae", "digits")
     Path("used", "config.json").touch()
-    assert tracking.choose_run_dir(None, "used", "ae", "digits") == Path("used")
-    assert tracking.choose_run_dir(None, "new", "ae", "digits") == Path("new")
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
+    assert runs.choose_run_dir(None, "new", "ae", "digits") == Path("new")
     with pytest.raises(UserError, match=r"cannot write to used/photo.png/run"):
-        tracking.choose_run_dir("used/photo.png/run", None, "ae", "digits")
+        runs.choose_run_dir("used/photo.png/run", None, "ae", "digits")
     with pytest.raises(UserError, match=r"used/photo.png exists"):
-        tracking.choose_run_dir("used/photo.png", None, "ae", "digits")
+        runs.choose_run_dir("used/photo.png", None, "ae", "digits")
 
 
 def test_a_run_without_wandb_is_whole():
@@ -116,9 +113,9 @@ def test_a_run_without_wandb_is_whole():
     tracker.confusion([0, 1], [1, 1], ["a", "b"], step=3)
     tracker.artifact("encoder", "model", [Path("run/config.json")], {}, ["best"])
     tracker.best({"epoch": 1})
-    assert tracking.finished("run") is None
+    assert runs.finished("run") is None
     assert tracker.finish({"test/accuracy": torch.tensor(0.75)}) == ["figures:      run/figures"]
-    assert tracking.finished("run") == {"test/accuracy": 0.75}
+    assert runs.finished("run") == {"test/accuracy": 0.75}
     assert {path.name for path in Path("run").iterdir()} == {
         *(".lock", "config.json", "metrics.jsonl", "summary.json", "figures", "checkpoints")
     }
@@ -217,21 +214,21 @@ def test_disabled_and_import_leave_wandb_alone():
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from common import tracking
 tracker = tracking.open_tracker(
-    "run", settings={{}}, facts={{}}, mode="disabled", project="", name="", group="",
-    job_type="", tags=[], keep_rows=None, is_main=True,
+    "run", settings={{}}, facts={{}}, labels={{}}, mode="disabled", project="", keep_rows=None,
+    is_main=True,
 )
 tracker.log({{"x": 1}}, step=0, epoch=0)
 tracker.finish({{"x": 1}})
 assert not {{"wandb", "torch", "matplotlib"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert tracking.finished("run") == {"x": 1}
+    assert runs.finished("run") == {"x": 1}
 
 
 def test_wandb_missing_is_said_once(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     open_run("run", mode="auto").finish({"x": 1})
-    assert capsys.readouterr().out.count("W&B") == 1 and tracking.finished("run") == {"x": 1}
+    assert capsys.readouterr().out.count("W&B") == 1 and runs.finished("run") == {"x": 1}
     with pytest.raises(UserError, match="wandb"):
         open_run("other", mode="online")
 
@@ -251,7 +248,7 @@ def test_without_a_login_online_and_sweeps_are_refused(monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     with pytest.raises(UserError, match="no login"):
         open_run("run", mode="auto")
-    assert tracking.choose_run_dir("run", None, "ae", "digits") == Path("run")  # still free
+    assert runs.choose_run_dir("run", None, "ae", "digits") == Path("run")  # still free
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # W&B leaves it open
@@ -299,7 +296,9 @@ def test_offline_run_without_login(capfd, monkeypatch):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert any(name.startswith("files/media/images/figures/curves_1_") for name in files)
     assert any(name.startswith("files/media/table/test/wrong_1_") for name in files)
-    assert any(name.startswith("files/media/table/confusion_matrix_table_1_") for name in files)
+    assert any(
+        name.startswith("files/media/table/classes/confusion_matrix_table_1_") for name in files
+    )
     copies = [path for path in Path("home").rglob("*") if path.is_file()]
     assert all(path.stat().st_size != 1000 for path in copies)
     summary = inspect_log(folder)["summary"]
@@ -334,7 +333,7 @@ def test_resumed_offline_runs_keep_one_id(capfd):
     tracker.log({"x": 3}, step=3, epoch=0)
     tracker.finish({"x": 3})
     assert capfd.readouterr().out == "W&B: W&B's process died\n"  # once
-    assert len(read_rows("run")) == 3 and tracking.finished("run") == {"x": 3}
+    assert len(read_rows("run")) == 3 and runs.finished("run") == {"x": 3}
     parts = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(parts) == 2 and all(part.name.endswith(wandb_id) for part in parts)
 

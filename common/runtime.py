@@ -197,7 +197,7 @@ def facts(accelerator: Accelerator) -> dict[str, Any]:
         "device": _device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": accelerator.mixed_precision,
+        "mixed_precision": accelerator.mixed_precision,  # what --precision came to
     }
 
 

@@ -5,6 +5,7 @@ training goes on. Only a sweep insists on W&B, since a run that it cannot see is
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import re
 import secrets
 import shlex
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from common.errors import UserError
 from common.files import atomic_write, lock, read_json, write_json
 
 CODE = Path(__file__).parents[1]
+OURS = {*CODE.glob("*.py"), *CODE.glob("common/*.py")}  # what W&B keeps of it
 PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")
 MODES = ("auto", "online", "offline", "disabled")
 # seconds; W&B itself waits 90 for a server at the start, and for ever at the end
@@ -91,7 +94,7 @@ class Tracker:
         self._is_wandb_well = True
         if run is not None:
             held.callback(setattr, sys, "excepthook", sys.excepthook)
-            sys.excepthook = self._crashed
+            sys.excepthook = functools.partial(_crashed, weakref.ref(self), sys.excepthook)
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
@@ -163,7 +166,7 @@ class Tracker:
         return [*lines, f"figures:      {self._run_dir / 'figures'}"]
 
     def stop(self, exit_code: int, reason: str = "") -> None:
-        """Leave an unfinished run, unlocked; in W&B it failed, with an alert if there is a reason."""
+        """Leave an unfinished run, unlocked; in W&B it failed, and a reason becomes an alert."""
         if reason:
             self._alert(reason)
         self._finish_wandb(exit_code)
@@ -172,13 +175,6 @@ class Tracker:
     def _alert(self, reason: str) -> None:
         title = f"{self._run and self._run.name} failed"
         self._try(lambda run: run.alert(title[:64], reason[:1000], level="ERROR"))
-
-    def _crashed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        """What Python calls when nobody catches an error: W&B knows the state, not the reason."""
-        if issubclass(kind, Exception):
-            self._alert(f"{kind.__name__}: {error}")
-        self._held.close()  # gives the hook back
-        sys.excepthook(kind, error, trace)
 
     def _send(self, step: int, build: Callable[[Any], dict[str, Any]]) -> None:
         if step < self._last_step:  # W&B would drop the row with no more than a warning
@@ -272,8 +268,7 @@ def _start_wandb(mode: str, settings: Mapping, facts: Mapping, words: dict[str, 
                 if recorded not in (used, str(used)):
                     run.finish(exit_code=1)  # W&B takes a SystemExit that was raised for success
                     raise UserError(f"{key}: W&B records {recorded!r}, the script used {used!r}")
-            ours = {str(path) for path in (*CODE.glob("*.py"), *CODE.glob("common/*.py"))}
-            run.log_code(str(CODE), include_fn=ours.__contains__)
+            run.log_code(str(CODE), include_fn=lambda path: Path(path) in OURS)
             return run
         except Exception as error:  # no wandb, no login, no server, no such project, ...
             problem = f"W&B does not start {attempt}: {error}".splitlines()[0]
@@ -286,6 +281,13 @@ def _start_wandb(mode: str, settings: Mapping, facts: Mapping, words: dict[str, 
             if service is None:  # W&B sets it, and programs that we start would join its process
                 os.environ.pop("WANDB_SERVICE", None)
     return None
+
+
+def _crashed(tracker: weakref.ref, then: Callable, kind: type, error: Any, trace: Any) -> None:
+    """What Python calls when nobody catches an error: W&B sees that it came, but not which."""
+    if (alive := tracker()) is not None and issubclass(kind, Exception):
+        alive._alert(f"{kind.__name__}: {error}")
+    then(kind, error, trace)
 
 
 def _cell(value: Any) -> Any:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import data, evaluation, models, probes, tables
+from common import data, evaluation, models, probes
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def test_errors_of_reconstruction_are_means_over_all_pixels(monkeypatch, images)
             return torch.full_like(latents, 2 * grey - 1)
 
     preprocess = models.Preprocess((0.5,) * 3, (0.5,) * 3)
-    errors = evaluation.autoencoder_errors(Grey(), preprocess, images.test)
+    errors = evaluation.autoencoder_errors(Grey(), preprocess, images.test, "test")
     true = images.test.images(slice(None)) / 255 - grey
-    assert errors["mse"] == pytest.approx(true.square().mean().item(), rel=1e-5)
-    assert errors["mae"] == pytest.approx(true.abs().mean().item(), rel=1e-5)
+    assert errors["test/mse"] == pytest.approx(true.square().mean().item(), rel=1e-5)
+    assert errors["test/mae"] == pytest.approx(true.abs().mean().item(), rel=1e-5)
 
 
 def test_pictures_change_nothing_in_a_network_in_train_mode_and_show_what_it_is_in_eval(images):
@@ -137,12 +137,3 @@ def test_saved_latents_have_the_types_of_the_contract(tmp_path):
     stored = np.load(tmp_path / "latents.npz")
     types = {name: str(stored[name].dtype) for name in stored.files}
     assert types == {"latents": "float32", "labels": "int64", "predictions": "int64"}
-
-
-def test_the_table_shows_the_baselines_beside_the_latents():
-    metrics = {"test/accuracy": 0.9912, "pca/accuracy": 0.98, "image/silhouette": 0.1}
-    text = tables.final(metrics)
-    assert [line.split()[-3:] for line in text.splitlines()[1:]] == [
-        ["99.12%", "98.00%", "–"],
-        ["–", "–", "0.100"],
-    ]

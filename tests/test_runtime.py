@@ -115,7 +115,7 @@ def test_the_facts_name_versions_hardware_and_processes():
     assert facts["torch"] == torch.__version__.split("+")[0]
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["processes"] == 1
-    assert facts["precision"] == "no"
+    assert facts["mixed_precision"] == "no"
     assert "cores" in facts["device"]
     assert runtime.peak_memory_gib(torch.device("cpu")) > 0.05
 

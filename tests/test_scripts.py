@@ -88,6 +88,12 @@ def test_the_run_folder_is_whole_without_wandb(straight):
     assert config["facts"]["train_images"] == 256
 
 
+def test_no_fact_hides_a_flag(straight):
+    """W&B's configuration holds both, and in a sweep it is compared with the flags."""
+    config = json.loads((straight[1] / "config.json").read_text())
+    assert not set(config["settings"]) & set(config["facts"])
+
+
 def test_the_contract_of_metric_names(straight):
     method, _, metrics = straight
     shape = ("silhouette", "alignment", "uniformity", "effective_rank")

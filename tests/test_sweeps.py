@@ -1,6 +1,8 @@
-"""Every sweep names flags that its script has, with values that arrive as they were written."""
+"""Every sweep names flags that its scripts have, with values that arrive as they were written."""
 
 import math
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from common.config import parse
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_ae, train_joint, train_supcon)}
+TEXTS = ("dataset", "encoder")
+TINY = {"limit_train": 64, "epochs": 1, "tsne_images": 5, "tracking": "disabled"}
+TINY_AE = {"classifier_epochs": 1, "hidden_dim": 16}
 
 
 def read(path: Path) -> dict:
@@ -26,8 +31,21 @@ def values_of(parameter: dict) -> list:
     return parameter.get("values") or [parameter["min"], parameter["max"]]
 
 
+def programs(path: Path) -> list[str]:
+    """The program of a sweep, and those that its first lines put in its place."""
+    return [read(path)["program"], *re.findall(r"--program (\S+)", path.read_text())]
+
+
+PAIRS = [
+    pytest.param(path, name, id=f"{path.stem}-{name[6:-3]}")
+    for path in FILES
+    for name in programs(path)
+]
+
+
 def test_there_is_a_sweep_for_every_script():
     assert {read(path)["program"] for path in FILES} == set(SCRIPTS)
+    assert set(programs(Path(FILES[0].parent, "architecture.yaml"))) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -35,13 +53,24 @@ def test_a_sweep_has_the_shape_that_wandb_wants(path):
     sweep = read(path)
     known = {"program", "name", "description", "method", "metric", "parameters", "command"}
     assert known <= set(sweep) <= known | {"early_terminate", "run_cap"}
-    assert sweep["method"] in ("bayes", "grid", "random")
+    assert sweep["name"] == path.stem
+    assert sweep["method"] in ("bayes", "grid")
     assert sweep["metric"]["goal"] in ("maximize", "minimize")
     assert sweep["metric"]["name"].startswith("val/")
+    if sweep["method"] == "bayes":
+        assert sweep["run_cap"] > 0
+        early = sweep["early_terminate"]
+        epochs = "classifier_epochs" if path.stem == "classifier" else "epochs"
+        default = getattr(SCRIPTS[sweep["program"]].Config, epochs)
+        last = sweep["parameters"].get(epochs, {"value": default})["value"]
+        assert early["type"] == "hyperband"
+        assert early["min_iter"] * early["eta"] < last  # it can stop a run before its end
     for name, parameter in sweep["parameters"].items():
+        if sweep["method"] == "grid":
+            assert set(parameter) in ({"value"}, {"values"}), name  # a grid has no distributions
         for value in values_of(parameter):
             # PyYAML reads 1e-5 as text; W&B wants both ends of one type
-            assert not isinstance(value, str) or name in ("dataset", "encoder"), (name, value)
+            assert not isinstance(value, str) or name in TEXTS, (name, value)
         if "min" in parameter:
             assert type(parameter["min"]) is type(parameter["max"]), name
             assert parameter["min"] < parameter["max"], name
@@ -54,15 +83,27 @@ def test_a_sweep_never_sees_the_test_images(path):
     assert read(path)["parameters"]["test"] == {"value": False}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_value_goes_through_the_parser_unchanged(path):
-    sweep = read(path)
-    script = SCRIPTS[sweep["program"]]
-    for name, parameter in sweep["parameters"].items():
+@pytest.mark.parametrize(("path", "program"), PAIRS)
+def test_every_value_goes_through_the_parser_unchanged(path, program):
+    for name, parameter in read(path)["parameters"].items():
         for value in values_of(parameter):
-            found = getattr(parse(script.Config, [f"--{name}={value}"]), name)
+            found = getattr(parse(SCRIPTS[program].Config, [f"--{name}={value}"]), name)
             assert type(found) is type(value), (name, value)
             assert found == value or math.isclose(found, value), (name, value)
+
+
+@pytest.mark.parametrize(("path", "program"), PAIRS)
+def test_a_sampled_command_trains_and_logs_the_metric(path, program, tmp_path):
+    sweep, draw = read(path), random.Random(program)
+    chosen = {name: draw.choice(values_of(p)) for name, p in sweep["parameters"].items()}
+    chosen |= TINY | (TINY_AE if program == "train_ae.py" else {})
+    chosen["batch_size"] = min(chosen.get("batch_size", 32), 64)
+    chosen["width"] = 4  # whatever the encoder, one epoch in a moment
+    words = [f"--{name}={value}" for name, value in chosen.items()]
+    script = SCRIPTS[program]
+    metrics = script.main(parse(script.Config, [*words, f"--run_dir={tmp_path / 'run'}"]))
+    assert 0 <= metrics[sweep["metric"]["name"]] <= 1
+    assert not [name for name in metrics if name.startswith("test/")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

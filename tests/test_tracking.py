@@ -1,5 +1,6 @@
 """Is the run folder whole, with and without W&B, and does nothing stop a training?"""
 
+import functools
 import inspect
 import json
 import os
@@ -57,41 +58,6 @@ def small_figure():
 
 
 # --- the folder ---------------------------------------------------------------------------------
-
-
-def test_new_run_dirs_differ_and_nothing_is_created(monkeypatch):
-    monkeypatch.setattr(runs.time, "strftime", lambda form: "20250102-030405")
-    first = runs.choose_run_dir(None, None, "ae", "digits")
-    assert first == Path("runs/ae-digits-20250102-030405") and not Path("runs").exists()
-    first.mkdir(parents=True)
-    second = runs.choose_run_dir(None, None, "ae", "digits")
-    second.mkdir()
-    assert second.name == "ae-digits-20250102-030405-2"
-    assert runs.choose_run_dir(None, None, "ae", "digits").name[-2:] == "-3"
-    monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    assert runs.choose_run_dir(None, None, "ae", "digits").name[-4:] == "-abc"
-
-
-def test_choose_run_dir_refuses_what_would_overwrite_or_fail():
-    with pytest.raises(UserError, match="exclude each other"):
-        runs.choose_run_dir("a", "b", "ae", "digits")
-    Path("used").mkdir()
-    assert runs.choose_run_dir("used", None, "ae", "digits") == Path("used")  # empty
-    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
-    Path("used", ".lock").touch()
-    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")  # killed at once
-    Path("used", "photo.png").touch()
-    with pytest.raises(UserError, match="used exists; continue it with --resume used, or choose"):
-        runs.choose_run_dir("used", None, "ae", "digits")
-    with pytest.raises(UserError, match=r"no config.json"):
-        runs.choose_run_dir(None, "used", "ae", "digits")
-    Path("used", "config.json").touch()
-    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
-    assert runs.choose_run_dir(None, "new", "ae", "digits") == Path("new")
-    with pytest.raises(UserError, match=r"cannot write to used/photo.png/run"):
-        runs.choose_run_dir("used/photo.png/run", None, "ae", "digits")
-    with pytest.raises(UserError, match=r"used/photo.png exists"):
-        runs.choose_run_dir("used/photo.png", None, "ae", "digits")
 
 
 def test_a_run_without_wandb_is_whole():
@@ -336,6 +302,38 @@ def test_resumed_offline_runs_keep_one_id(capfd):
     assert len(read_rows("run")) == 3 and runs.finished("run") == {"x": 3}
     parts = sorted(Path("run/wandb").glob("offline-run-*"))
     assert len(parts) == 2 and all(part.name.endswith(wandb_id) for part in parts)
+
+
+def test_a_failure_is_told_and_the_hook_is_given_back(monkeypatch, capsys):
+    import wandb
+
+    tracker = open_run("run", mode="offline")
+    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
+    alerts = []
+    sys.excepthook(ValueError, ValueError("no such image"), None)
+    assert alerts == [("a name failed", "ValueError: no such image")]
+    assert "no such image" in capsys.readouterr().err  # the trace is still shown
+    tracker.stop(1)
+    assert not isinstance(sys.excepthook, functools.partial)
+
+    tracker = open_run("other", mode="offline")
+    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    tracker.stop(130)
+    assert len(alerts) == 1  # a stop on demand is no failure
+    tracker = open_run("third", mode="offline")
+    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
+    tracker.stop(1, "the loss is nan")
+    assert alerts[1:] == [("a name failed", "the loss is nan")]
+
+
+def test_the_code_of_the_project_is_kept():
+    open_run("run", mode="offline").finish({})
+    (log,) = Path("run/wandb").glob("offline-run-*/*.wandb")
+    recorded = log.read_bytes()
+    for name in (b"train_supcon.py", b"common/losses.py"):
+        assert name in recorded, name
+    assert b"tests/test_losses.py" not in recorded
 
 
 class Spy:

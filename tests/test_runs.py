@@ -1,0 +1,76 @@
+"""What is a run called, and where does it lie?"""
+
+from pathlib import Path
+
+import pytest
+
+import train_supcon
+from common import runs
+from common.config import parse
+from common.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_new_run_dirs_differ_and_nothing_is_created(monkeypatch):
+    monkeypatch.setattr(runs.time, "strftime", lambda form: "20250102-030405")
+    first = runs.choose_run_dir(None, None, "ae", "digits")
+    assert first == Path("runs/ae-digits-20250102-030405") and not Path("runs").exists()
+    first.mkdir(parents=True)
+    second = runs.choose_run_dir(None, None, "ae", "digits")
+    second.mkdir()
+    assert second.name == "ae-digits-20250102-030405-2"
+    assert runs.choose_run_dir(None, None, "ae", "digits").name[-2:] == "-3"
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    assert runs.choose_run_dir(None, None, "ae", "digits").name[-4:] == "-abc"
+
+
+def test_choose_run_dir_refuses_what_would_overwrite_or_fail():
+    with pytest.raises(UserError, match="exclude each other"):
+        runs.choose_run_dir("a", "b", "ae", "digits")
+    Path("used").mkdir()
+    assert runs.choose_run_dir("used", None, "ae", "digits") == Path("used")  # empty
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
+    Path("used", ".lock").touch()
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")  # killed at once
+    Path("used", "photo.png").touch()
+    with pytest.raises(UserError, match="used exists; continue it with --resume used, or choose"):
+        runs.choose_run_dir("used", None, "ae", "digits")
+    with pytest.raises(UserError, match=r"no config.json"):
+        runs.choose_run_dir(None, "used", "ae", "digits")
+    Path("used", "config.json").touch()
+    assert runs.choose_run_dir(None, "used", "ae", "digits") == Path("used")
+    assert runs.choose_run_dir(None, "new", "ae", "digits") == Path("new")
+    with pytest.raises(UserError, match=r"cannot write to used/photo.png/run"):
+        runs.choose_run_dir("used/photo.png/run", None, "ae", "digits")
+    with pytest.raises(UserError, match=r"used/photo.png exists"):
+        runs.choose_run_dir("used/photo.png", None, "ae", "digits")
+
+
+def labels_of(*words: str) -> dict:
+    settings = vars(parse(train_supcon.Config, words))
+    return runs.labels("supcon", settings, vars(train_supcon.Config()))
+
+
+def test_a_name_says_method_data_set_and_what_differs():
+    assert labels_of()["name"] == "supcon digits"
+    words = ("--dataset=mnist", "--temperature=0.123456", "--encoder=cnn", "--augment=False")
+    labels = labels_of(*words, "--run_dir=there", "--log_every=3", "--tracking=offline")
+    assert labels["name"] == "supcon mnist: encoder=cnn temperature=0.123 augment=False"
+    assert (labels["group"], labels["job_type"]) == ("mnist", "supcon")
+
+
+def test_tags_are_those_of_the_run_and_of_the_user_each_once():
+    assert labels_of("--tags= a,b, ,digits")["tags"] == ["supcon", "digits", "resnet18", "a", "b"]
+    long = labels_of(f"--tags={'x' * 100}")["tags"]
+    assert max(map(len, long)) == 64
+
+
+def test_a_name_is_never_too_long_for_wandb(monkeypatch):
+    monkeypatch.setattr(runs, "LONGEST_NAME", 30)
+    name = labels_of("--encoder=cnn", "--temperature=0.2")["name"]
+    assert name == "supcon digits: encoder=cnn te…"

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint check-sweeps clean
 
 demo: .venv/run
 	$(BIN)/python train_ae.py --run_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -12,6 +12,14 @@ test: .venv/test
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+check-sweeps: .venv-sweeps/done  # against W&B's own schema
+	.venv-sweeps/bin/python -W ignore tests/sweep_schema.py sweeps/*.yaml
+
+.venv-sweeps/done:
+	$(PYTHON) -m venv .venv-sweeps
+	.venv-sweeps/bin/pip install sweeps pyyaml "numpy<2"
+	touch $@
 
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -23,4 +31,4 @@ lint: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv runs wandb
+	rm -rf .venv .venv-sweeps runs wandb

@@ -131,7 +131,7 @@ class Tracker:
             axes = "class", "accuracy"
             bar = w.plot.bar(w.Table(list(axes), bars), *axes, "Accuracy of each class")
             matrix = w.plot.confusion_matrix(None, *words)
-            return {"classes/confusion_matrix": matrix, "classes/accuracy": bar}
+            return {"tables/confusion_matrix": matrix, "tables/class_accuracy": bar}
 
         self._send(step, charts)
 

@@ -7,8 +7,9 @@ check-sweeps` makes an environment for it.
 import sys
 from pathlib import Path
 
-import sweeps
 import yaml
+
+import sweeps
 
 problems = {
     path: sweeps.schema_violations_from_proposed_config(yaml.safe_load(Path(path).read_text()))

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check-sweeps clean
+.PHONY: demo test lint check-sweeps results clean
 
 demo: .venv/run
 	$(BIN)/python train_ae.py --run_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -12,6 +12,9 @@ test: .venv/test
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+results: .venv/run  # the tables of RESULTS.md, from the run folders
+	$(BIN)/python benchmarks/collect_results.py runs/* --write
 
 check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	.venv-sweeps/bin/python -W ignore tests/sweep_schema.py sweeps/*.yaml

@@ -1,0 +1,173 @@
+"""Finished runs become the tables of RESULTS.md; no figure in them is typed by hand.
+
+    python benchmarks/collect_results.py runs/*           prints the tables
+    python benchmarks/collect_results.py runs/* --write   puts them into RESULTS.md
+
+Runs that differ in nothing but the seed are one row: mean ± standard deviation (n − 1) and n.
+Folders that hold no finished run are named and left out.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train_ae  # noqa: E402
+import train_joint  # noqa: E402
+import train_supcon  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from common.files import atomic_write, read_json, read_rows  # noqa: E402
+
+SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
+BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
+# A folder of images has no name of its own; its fingerprint tells which one it is.
+JPEG_COPY = "CIFAR-10 (JPEG copy)"
+FOLDERS = {
+    "f5185bf6aa18a38c76e009464d6ecc90d0fd87879e61dfba555acd1791a14de8": JPEG_COPY,
+}
+TITLES = {
+    "digits": "Digits (scikit-learn)",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+}
+NOT_IN_A_COMMAND = ("seed", "run_dir", "resume", "tracking", "project", "tags", "data_dir")
+# Test accuracies in per cent of the student report that this project set out to beat.
+REPORT = {
+    ("MNIST", "ae"): "98.18",
+    ("MNIST", "joint"): "99.10",
+    ("MNIST", "supcon"): "99.58",
+    (JPEG_COPY, "joint"): "73.09",
+    (JPEG_COPY, "supcon"): "83.22",
+}
+PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy")
+COLUMNS = (
+    *("method", "encoder", "classifier %", "linear %", "kNN %", "report %", "MSE (PCA)"),
+    *("MAE (PCA)", "n", "epochs", "training", "precision", "command"),
+)
+
+
+def main(folders: list[Path], write: bool) -> str:
+    runs = [run for folder in folders if (run := read_run(folder)) is not None]
+    if not runs:
+        raise UserError("no finished run among these folders; train one first")
+    groups: dict[tuple, list[dict]] = {}
+    for run in sorted(runs, key=lambda run: (run["data"], run["method"], run["key"])):
+        groups.setdefault((run["data"], run["method"], run["key"]), []).append(run)
+    text = ""
+    for title in dict.fromkeys(data for data, _, _ in groups):
+        rows = [row_of(found) for (data, _, _), found in groups.items() if data == title]
+        text += f"\n### {title}\n\n" + markdown(COLUMNS, rows)
+        text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
+    if write:
+        path = ROOT / "RESULTS.md"
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise UserError(f"{path} lacks the lines {BEGIN.strip()} and {END.strip()}")
+        with atomic_write(path, "w") as file:
+            file.write(before + BEGIN + text + "\n" + END + after)
+    return text
+
+
+def read_run(folder: Path) -> dict | None:
+    """What a row needs of one run; None, said aloud, where it is not a finished one."""
+    if not (folder / "summary.json").is_file() or not (folder / "config.json").is_file():
+        print(f"left out, no finished run: {folder}", file=sys.stderr)
+        return None
+    config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
+    settings, facts = config["settings"], config["facts"]
+    title = FOLDERS.get(facts["fingerprint"]) or TITLES.get(settings["dataset"])
+    return {
+        "data": title or f"Folder {Path(settings['data_dir']).name}",
+        "method": facts["method"],
+        "key": json.dumps({k: v for k, v in settings.items() if k not in NOT_IN_A_COMMAND}),
+        "settings": settings,
+        "facts": facts,
+        "summary": summary,
+        "seconds": sum(
+            row.get("time/epoch_seconds", 0) for row in read_rows(folder / "metrics.jsonl")
+        ),
+    }
+
+
+def row_of(runs: list[dict]) -> list[str]:
+    """One row of the table: runs of equal settings but for the seed."""
+    settings, facts, method = runs[0]["settings"], runs[0]["facts"], runs[0]["method"]
+    width = settings["width"]
+    return [
+        method,
+        settings["encoder"] + (f", width {width}" if width else ""),
+        *(spread([100 * run["summary"].get(key, float("nan")) for run in runs], 2)
+          for key in PER_CENT),
+        REPORT.get((runs[0]["data"], method), "–"),
+        with_line(runs, "mse"),
+        with_line(runs, "mae"),
+        str(len(runs)),
+        str(settings["epochs"]),
+        f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
+        facts.get("mixed_precision", facts.get("precision")),
+        f"`{command(runs[0])}`",
+    ]  # fmt: skip
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and ± standard deviation where there are several values; – where one is missing."""
+    if any(value != value for value in values):
+        return "–"
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def with_line(runs: list[dict], name: str) -> str:
+    """The error of reconstruction and, in brackets, that of PCA of the same size."""
+    own, line = (
+        spread([run["summary"].get(f"{group}/{name}", float("nan")) for run in runs], 5)
+        for group in ("test", "pca")
+    )
+    return own if line == "–" or own == "–" else f"{own} ({line})"
+
+
+def command(run: dict) -> str:
+    """The command line that gives this run again: what differs from the defaults."""
+    script = SCRIPTS[run["method"]]
+    defaults = dataclasses.asdict(script.Config())
+    words = [
+        f"--{name} {value}" if not isinstance(value, bool) else f"--{name}={value}"
+        for name, value in run["settings"].items()
+        if name not in NOT_IN_A_COMMAND and name in defaults and value != defaults[name]
+    ]
+    return " ".join([f"{script.__name__}.py", *words])
+
+
+def surroundings(runs: list[dict]) -> str:
+    """Hardware, versions, commits and seeds of the runs of one table, each said once."""
+
+    def each(name: str) -> str:
+        return ", ".join(sorted({str(run["facts"].get(name)) for run in runs}))
+
+    seeds = ", ".join(sorted({str(run["settings"]["seed"]) for run in runs}))
+    return (
+        f"Seeds {seeds}; {each('device')}; {each('threads')} threads, {each('processes')} process; "
+        f"Python {each('python')}, torch {each('torch')}; commit {each('commit')}."
+    )
+
+
+def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    arguments = parser.parse_args()
+    print(main(arguments.folders, arguments.write))

@@ -1,0 +1,78 @@
+"""The tables of RESULTS.md come from run folders, and say what they say."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_ae
+from common.config import parse
+from common.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import collect_results
+
+
+def make_run(folder: Path, summary: dict, **settings) -> Path:
+    folder.mkdir()
+    settings = dataclasses.asdict(train_ae.Config(**{"dataset": "mnist", **settings}))
+    facts = {"method": "ae", "fingerprint": "0" * 64, "device": "a CPU, 2 cores", "threads": 2}
+    facts |= {"processes": 1, "python": "3", "torch": "2", "commit": "abc", "mixed_precision": "no"}
+    (folder / "config.json").write_text(json.dumps({"settings": settings, "facts": facts}))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    rows = [{"step": 1, "time/epoch_seconds": 60.0}, {"step": 1, "time/epoch_seconds": 120.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def cells(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_seeds_of_one_setting_are_one_row(tmp_path):
+    reached = [0.97, 0.99, 0.98]
+    runs = [
+        make_run(tmp_path / f"run{n}", {"test/accuracy": value, "test/mse": 0.1}, seed=n)
+        for n, value in enumerate(reached)
+    ]
+    other = make_run(tmp_path / "other", {"test/accuracy": 0.5}, latent_dim=8, test=True)
+    text = collect_results.main([*runs, other], write=False)
+    assert "### MNIST" in text
+    wide, narrow = sorted(cells(text), key=lambda row: "latent_dim" in row[-1])
+    names = dict(zip(collect_results.COLUMNS, wide, strict=True))
+    assert names["classifier %"] == "98.00 ± 1.00"
+    assert (names["n"], names["training"], names["report %"]) == ("3", "3 min", "98.18")
+    assert names["MSE (PCA)"] == "0.10000 ± 0.00000"
+    assert (names["linear %"], names["MAE (PCA)"]) == ("–", "–")
+    assert narrow[-1] == "`train_ae.py --dataset mnist --latent_dim 8`"
+    assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
+
+
+def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
+    folder = make_run(tmp_path / "run", {}, epochs=3, flip=True, learning_rate=0.5)
+    words = collect_results.command(collect_results.read_run(folder)).split()
+    config = parse(train_ae.Config, words[1:])
+    stored = json.loads((folder / "config.json").read_text())["settings"]
+    assert dataclasses.asdict(config) == stored
+
+
+def test_what_is_no_finished_run_is_named(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no finished run"):
+        collect_results.main([tmp_path / "empty"], write=False)
+    assert f"left out, no finished run: {tmp_path / 'empty'}" in capsys.readouterr().err
+
+
+def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "ROOT", tmp_path)
+    begin, end = collect_results.BEGIN, collect_results.END
+    (tmp_path / "RESULTS.md").write_text(f"before\n{begin}old\n{end}after\n")
+    run = make_run(tmp_path / "run", {"test/accuracy": 0.5})
+    collect_results.main([run], write=True)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert text.startswith(f"before\n{begin}")
+    assert text.endswith(f"{end}after\n")
+    assert "50.00" in text and "old" not in text

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands parse, its paths exist, its example runs."""
+"""The documentation tells the truth: commands parse, paths exist, the example runs."""
 
 import re
 import shlex
@@ -15,12 +15,17 @@ from common.config import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+]
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
 SCRIPTS = {f"{s.__name__}.py": s.Config for s in (train_ae, train_joint, train_supcon)}
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "train_" in line])
+@pytest.mark.parametrize("line", sorted({line for line in COMMANDS if "train_" in line}))
 def test_every_training_command_parses(line):
     words = shlex.split(line, comments=True)
     script = next(word for word in words if word in SCRIPTS)
@@ -35,6 +40,23 @@ def test_every_make_target_exists():
     assert targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_and_sweep_exists(page):
+    text = page.read_text()
+    for name in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / name).exists(), name
+    for name in re.findall(r"sweeps/\w+\.yaml", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_pages_of_the_scripts_have_the_same_headings():
+    for page in PAGES:
+        if page.stem in ("ae", "joint", "supcon"):
+            headings = re.findall(r"^## (.*)", page.read_text(), flags=re.MULTILINE)
+            names = ["Overview", "Usage", "Metrics", "Implementation details", "Results"]
+            assert headings == names
 
 
 def test_every_link_and_file_exists():

@@ -120,6 +120,19 @@ def test_the_contract_of_metric_names(straight):
     }
 
 
+def test_every_metric_is_explained(straight):
+    method, _, metrics = straight
+    text = "".join((ROOT / "docs" / name).read_text() for name in (f"{method}.md", "metrics.md"))
+    for name in metrics:
+        group, _, rest = name.partition("/")
+        names = [name]
+        if group in ("image", "pca"):  # the same yardsticks elsewhere
+            names += [f"latent/{rest}", f"test/{rest}"]
+        elif rest.startswith("val/"):
+            names += ["best/val/…"]
+        assert any(f"`{known}`" in text for known in names), name
+
+
 def test_it_learns(straight):
     _, folder, metrics = straight
     rows = rows_of(folder)

@@ -1,7 +1,8 @@
 """How does a dataclass become a command line?   parse(Config)
 
-Every field is one flag: `--batch_size 64`, `--batch-size 64` and `--test=False` all work, so that a
-W&B sweep can drive each of them. Limits stand beside the type (`epochs: Count`), the help text is
+Every field is one flag, or a word in its place if its type is `tyro.conf.Positional`:
+`--batch_size 64`, `--batch-size 64` and `--test=False` all work, so that a W&B sweep can drive each
+of them. Limits stand beside the type (`epochs: Count`), the help text is
 the comment behind the field.
 """
 
@@ -64,7 +65,8 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
     """Read the command line into a frozen dataclass; with `--resume RUN`, on top of RUN's own.
 
     Args:
-        config_class: a frozen dataclass of scalars and `Literal`s, one flag per field.
+        config_class: a frozen dataclass of scalars and `Literal`s, one flag per field; one
+            without the field `resume` has no runs to continue.
         args: words of the command line; None reads `sys.argv`.
 
     Raises:
@@ -72,7 +74,7 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
         SystemExit: what tyro itself refuses (unknown flags, words for numbers), with its own text.
     """
     config = _command_line(config_class, args, default=None)
-    if config.resume is not None:
+    if getattr(config, "resume", None) is not None:
         if config.run_dir is not None:
             raise UserError("--resume names the run folder already; leave --run_dir out")
         if (Path(config.resume) / "config.json").exists():

@@ -131,7 +131,7 @@ def load(dataset: str, data_dir: Path, image_size: int) -> Arrays:
     else:
         train_images, train_labels, class_names = _torchvision(dataset, data_dir, True)
         test_images, test_labels, _ = _torchvision(dataset, data_dir, False)
-        train_images, test_images = (_resize(a, image_size) for a in (train_images, test_images))
+        train_images, test_images = (resize(a, image_size) for a in (train_images, test_images))
     arrays = (train_images, train_labels, test_images, test_labels)
     chunks = (memoryview(a).cast("B") for a in arrays if a is not None)
     fingerprint = checksum(*chunks, repr(class_names).encode())
@@ -283,8 +283,8 @@ def _torchvision(
     return np.ascontiguousarray(images), labels, tuple(class_names)
 
 
-def _resize(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Pad 28×28 with background to 32×32, then resize to `image_size` where that is another."""
+def resize(images: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 (N,C,H,H) to (N,C,S,S): 28×28 is padded with background to 32×32, then all resized."""
     from torchvision.transforms.v2.functional import resize
 
     if images.shape[-1] == 28:

@@ -1,38 +1,26 @@
 """How does a user's folder of files become one array of images?   decode in parallel, cache
 
-`load_folder` reads `data_dir/train/CLASS/*` and, if there is one, `data_dir/test/CLASS/*`. A file
-becomes a square of S = `image_size` pixels: EXIF orientation applied, first frame of an animation,
-transparency laid on white (as browsers show it), short side resized by an antialiased bicubic
-filter, centre cut out. Where the short side is S already, pixels are cut, not resized. 16-bit grey
-is divided by 257, so that white stays white; floating-point grey must lie in 0..1.
+`load_folder` reads `data_dir/train/CLASS/*` and, if there is one, `data_dir/test/CLASS/*`. What
+becomes of a file is said in `decoding.py`.
 """
 
-import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-import types
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from common.decoding import DECODE_VERSION, decode_all, decode_chunk, files_below, visible
 from common.errors import UserError
 from common.files import atomic_write, checksum, lock, read_json, write_json
-
-DECODE_VERSION = 1  # raise it whenever the same file would give other pixels than before
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ def _list_files(data_dir: Path) -> _Listing:
         raise UserError(f"{test} has classes that train/ lacks: {_some(extra)}; rename or remove")
 
     folders = [train / name for name in class_names] + [test / name for name in test_names]
-    below = [file for folder in folders for file in _files_below(str(folder))]
+    below = [file for folder in folders for file in files_below(str(folder))]
     files = [(path[len(str(data_dir)) + 1 :], stamp) for path, *stamp in below]
     full = {path.split("/")[1] for path, _ in files if path.startswith("train/")}
     if empty := set(class_names) - full:
@@ -131,117 +119,13 @@ def _list_files(data_dir: Path) -> _Listing:
     return _Listing(class_names, test.is_dir(), *map(list, zip(*files, strict=True)))
 
 
-def _visible(folder: str | Path) -> list[os.DirEntry]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}; mend or remove it") from None
-    others = ("thumbs.db", "desktop.ini")
-    return [e for e in entries if e.name[0] != "." and e.name.lower() not in others]
-
-
 def _folders(folder: Path) -> list[str]:
-    return [e.name for e in _visible(folder) if not os.path.isfile(e.path)]  # and broken links
-
-
-def _files_below(folder: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, bytes, ns) of the visible files at any depth, one system call each."""
-    for entry in _visible(folder):
-        if entry.is_dir(follow_symlinks=False):  # a link might lead up again; `_decode` names it
-            yield from _files_below(entry.path)
-            continue
-        try:
-            status = entry.stat()
-            yield entry.path, status.st_size, status.st_mtime_ns
-        except OSError:  # a broken link, named likewise
-            yield entry.path, 0, 0
+    return [e.name for e in visible(folder) if not os.path.isfile(e.path)]  # and broken links
 
 
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-
-
-def _decode(path: str, image_size: int) -> np.ndarray:
-    """Decode one file to uint8 (3,S,S); any exception means that it cannot be read."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise OSError("broken link" if not os.path.exists(path) else "no regular file")
-    with Image.open(path) as image:
-        # a large JPEG is decoded at 1/2, 1/4 or 1/8, which may end within its last pixel
-        drafted = image.draft(None, (2 * image_size, 2 * image_size))
-        width, height = drafted[1][2:] if drafted else image.size
-        image.load()
-        orientation = 1
-        with contextlib.suppress(Exception):  # damaged EXIF beside sound pixels
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-        image = _to_8_bits(image)
-    side = min(width, height)
-    exact = int if side == image_size else float  # at whole pixels the filter changes none
-    left, top = exact((width - side) / 2), exact((height - side) / 2)
-    box = (left, top, left + side, top + side)
-    image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
-    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # (3,S,S)
-    pixels = pixels.transpose(0, 2, 1) if orientation in (5, 6, 7, 8) else pixels
-    pixels = pixels[:, :, ::-1] if orientation in (2, 3, 6, 7) else pixels
-    return pixels[:, ::-1] if orientation in (3, 4, 7, 8) else pixels
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert any mode to L or RGB, without transparency. `ValueError` rather than clipping."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, np.float32)
-        white = 1 if image.mode == "F" else 65535
-        if not (values.min() >= 0 and values.max() <= white):  # in this form NaN is caught too
-            raise ValueError(f"grey values outside 0..{white}")
-        return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-    if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _decode_chunk(data_dir: Path, image_size: int, paths: list[str]) -> tuple[np.ndarray, dict]:
-    """Decode files to uint8 (readable,3,S,S) and {path: reason} of the others."""
-    pixels, unreadable = [], {}
-    with warnings.catch_warnings(action="ignore"):  # large or odd, but decoded
-        for path in paths:
-            try:
-                pixels.append(_decode(f"{data_dir}/{path}", image_size))
-            except UnidentifiedImageError:
-                unreadable[path] = "no image format that Pillow knows"
-            except Exception as error:  # damaged files raise whatever their decoder stumbles over
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                unreadable[path] = reason.splitlines()[0]
-    return np.array(pixels, np.uint8).reshape(-1, 3, image_size, image_size), unreadable
-
-
-def _decode_all(data_dir: Path, listing: _Listing, image_size: int) -> Iterator[tuple]:
-    """Yield `_decode_chunk` of all files in their order, decoded in processes where that pays."""
-    paths, total = listing.paths, sum(size for size, _ in listing.stamps)
-    length = max(1, min(64, 2**23 * len(paths) // max(total, 1)))  # up to 8 MiB of files
-    chunks = [paths[i : i + length] for i in range(0, len(paths), length)]
-    decode = partial(_decode_chunk, data_dir, image_size)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores, len(paths) // 2000 + total // 2**25)  # each takes 0.3 s to start
-    if workers < 2:
-        yield from map(decode, chunks)
-        return
-    # 20,000 files of 32x32: one thread 2.2 s, two 3.2 s (one interpreter), two processes 1.5 s
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that torch holds
-    with ProcessPoolExecutor(workers, spawn, _prepare_worker) as pool:
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")  # else each worker imports it
-        try:
-            pool.map(abs, range(workers))  # starts the processes at once
-        finally:
-            sys.modules["__main__"] = script
-        yield from pool.map(decode, chunks)
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
-    parent = multiprocessing.parent_process()  # if it is killed, nobody else ends the worker
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show: bool) -> None:
@@ -262,7 +146,8 @@ def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show
     try:
         with bar, atomic_write(part / "images.npy") as file:
             write_header(file, header)
-            for pixels, reasons in _decode_all(data_dir, listing, size):
+            total_bytes = sum(length for length, _ in listing.stamps)
+            for pixels, reasons in decode_all(listing.paths, total_bytes, size, root=data_dir):
                 file.write(pixels.tobytes())
                 is_grey = is_grey and bool((pixels == pixels[:, :1]).all())
                 unreadable |= reasons
@@ -289,7 +174,7 @@ def _read_entry(entry: Path, data_dir: Path, listing: _Listing, size: int) -> tu
     kept = [path for path in listing.paths if path not in unreadable]
     if images.dtype != np.uint8 or images.shape != (len(kept), 3, size, size):
         return None
-    if len(_decode_chunk(data_dir, size, list(unreadable))[0]):  # mended, say by chmod
+    if len(decode_chunk(list(unreadable), size, root=data_dir)[0]):  # mended, say by chmod
         return None
     labels = np.searchsorted(listing.class_names, [path.split("/")[1] for path in kept])
     middle = sum(path.startswith("train/") for path in kept)

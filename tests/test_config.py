@@ -3,6 +3,7 @@ import json
 from typing import Literal
 
 import pytest
+from tyro.conf import Positional
 
 from common.config import Count, Fraction, ImageSize, Natural, Positive, parse
 from common.errors import UserError
@@ -115,6 +116,21 @@ def test_resume_of_a_folder_that_does_not_exist_yet_keeps_the_flags(tmp_path):
     assert (config.resume, config.epochs) == (str(tmp_path / "new"), 9)
     with pytest.raises(UserError, match="leave --run_dir out"):
         parse(Config, ["--resume", str(tmp_path / "new"), "--run_dir", "x"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    run: Positional[str]  # which run
+    images: Positional[tuple[str, ...]] = ()  # what it shall look at
+    batch_size: Count = 8  # at a time
+
+
+def test_positional_words_and_scripts_that_continue_nothing():
+    for words in (["r", "a", "b", "--batch_size=3"], ["--batch-size", "3", "r", "a", "b"]):
+        assert parse(Reader, words) == Reader("r", ("a", "b"), 3)
+    assert parse(Reader, ["r"]) == Reader("r")
+    with pytest.raises(UserError, match="--batch_size 0 is out of range"):
+        parse(Reader, ["r", "--batch_size=0"])
 
 
 def test_resume_of_another_scripts_run_is_refused(tmp_path):

@@ -1,7 +1,5 @@
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -10,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import folders
+from common import decoding, folders
 from common.errors import UserError
 from common.folders import load_folder
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +56,10 @@ def load_one(data_dir, size=8):
 
 
 def forbid_decoding(monkeypatch):
-    def decode(*_):
+    def decode(*_, **__):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(folders, "_decode_all", decode)
+    monkeypatch.setattr(folders, "decode_all", decode)
 
 
 def same(first, second):
@@ -413,14 +410,14 @@ def test_full_disk(data_dir, tmp_path, monkeypatch):
 
 def test_two_at_once_decode_once(data_dir, monkeypatch):
     make_data(data_dir)
-    decoded, results, decode = [], [], folders._decode
+    decoded, results, decode = [], [], decoding._decode
 
-    def slow(path, image_size):
+    def slow(path, image_size, border):
         decoded.append(path)
         time.sleep(0.02)
-        return decode(path, image_size)
+        return decode(path, image_size, border)
 
-    monkeypatch.setattr(folders, "_decode", slow)
+    monkeypatch.setattr(decoding, "_decode", slow)
     threads = [
         threading.Thread(target=lambda: results.append(load_folder(data_dir, 8))) for _ in range(2)
     ]
@@ -448,46 +445,6 @@ def test_fingerprint_belongs_to_the_data(data_dir, tmp_path):
     assert load_folder(other, 8).fingerprint != first
     _replace(data_dir)
     assert load_folder(data_dir, 8).fingerprint != first
-
-
-# Processes
-
-
-def test_processes_give_the_same_in_the_same_order(data_dir, monkeypatch):
-    make_data(data_dir, per_class=4)
-    (data_dir / "train/cat/2.png").write_text("no image")
-    listing = folders._list_files(data_dir)
-    serial = list(folders._decode_all(data_dir, listing, 8))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    large = listing._replace(stamps=[[2**26, 0]] * len(listing.paths))  # as if worth two processes
-    monkeypatch.setattr(folders, "_decode", None)  # nothing is decoded in this process
-    parallel = list(folders._decode_all(data_dir, large, 8))
-    assert len(parallel) == 10
-    pixels = [np.concatenate([chunk for chunk, _ in chunks]) for chunks in (serial, parallel)]
-    np.testing.assert_array_equal(*pixels)
-    assert {path for _, reasons in parallel for path in reasons} == {"train/cat/2.png"}
-
-
-def test_workers_do_not_import_the_script(data_dir, tmp_path):
-    make_data(data_dir)
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import os, sys
-from pathlib import Path
-print("imported as", __name__, flush=True)
-if __name__ == "__main__":
-    from common import folders
-    os.sched_getaffinity = lambda pid: {{0, 1}}
-    data_dir = Path({str(data_dir)!r})
-    listing = folders._list_files(data_dir)
-    large = listing._replace(stamps=[[2**26, 0]] * len(listing.paths))
-    print(sum(len(pixels) for pixels, _ in folders._decode_all(data_dir, large, 8)))
-    assert sys.modules["__main__"].__file__ == __file__
-""")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("imported as __main__\n6\n", "")
 
 
 # What is broken

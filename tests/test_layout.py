@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "files", "runtime"}
-ALLOWED = {"evaluation": GROUND | {"probes", "geometry", "plots"}}
+ALLOWED = {
+    "evaluation": GROUND | {"probes", "geometry", "plots"},
+    "folders": GROUND | {"decoding"},
+}
 SCRIPTS = sorted(ROOT.glob("train_*.py"))
 
 

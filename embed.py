@@ -1,0 +1,339 @@
+"""Use a finished run on new images: their latents, and the class that the run sees in them.
+
+The images are decoded as for training, many in parallel, and encoded in batches, on the GPU if
+there is one. The file that is written holds, for each image in the order of `paths`:
+
+    latents         float32 (N,D)    what the encoder makes of it
+    predictions     int64 (N,)       the most probable class, an index into the run's classes
+    predicted_names text (N,)        its name
+    confidences     float32 (N,)     its probability
+    probabilities   float32 (N,K)    of all classes; `class_names` (K,) names them
+
+`--export onnx` writes the network instead, with its preprocessing inside, to be run without
+PyTorch. It is kept only if onnxruntime computes from it what PyTorch does.
+
+    python embed.py runs/joint-cifar10 holiday/ cat.jpg --out latents.npz
+    python embed.py runs/joint-cifar10 holiday/ --out latents.parquet
+    python embed.py runs/joint-cifar10 --export onnx --out encoder.onnx
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tyro.conf import Positional, arg
+
+from common import data, decoding, models, runs, runtime, tracking
+from common.config import Count, parse
+from common.errors import UserError
+from common.files import atomic_write, read_json
+
+# torchvision's images enter a training as 32×32, these from 28×28 by a border of background
+BORDERED = ("mnist", "fashion_mnist")
+TORCHVISION_SIZE, BORDER = 32, 2
+TOLERANCE = 1e-4  # between onnxruntime and PyTorch
+LONGEST_TABLE = 20  # classes
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Annotated[Positional[str], arg(metavar="RUN")]  # folder of a finished run
+    out: str  # file to write: .npz or .parquet; with --export .onnx
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES")] = ()  # files and folders
+    batch_size: Count = 256  # images encoded at a time
+    skip_unreadable: bool = False  # leave out images that cannot be read
+    export: Literal["onnx"] | None = None  # write the network itself, without any images
+    onnx_input: Literal["uint8", "float32"] = "uint8"  # its images: 0 to 255, or floats in [0,1]
+
+
+def main(config: Config) -> dict[str, float]:
+    # ---------------------------------------------------------------- Set-up
+    runtime.set_threads()
+    out = choose_out(config.out, config.export)
+    network, description = load_run(Path(config.run))
+    if config.export:
+        if config.images:
+            raise UserError(f"--export {config.export} takes no images; leave them out")
+        return export_onnx(network, description, config.onnx_input, out)
+    device = torch.device("cuda" if runtime.uses_cuda() else "cpu")
+    network.to(device)
+
+    # ---------------------------------------------------------------- Images
+    files = list_images(config.images)
+    is_torchvision = description["dataset"] in data.TORCHVISION
+    chunks = decoding.decode_all(
+        list(files),
+        sum(files.values()),
+        TORCHVISION_SIZE if is_torchvision else description["image_size"],
+        border=BORDER if description["dataset"] in BORDERED else 0,
+    )
+    paths: list[str] = []
+    pixels = readable(chunks, files, description["channels"], config, paths)
+
+    # ---------------------------------------------------------------- Encoding
+    started, rows = time.perf_counter(), []
+    with tracking.progress(len(files), "encoding", is_main=True) as bar, torch.inference_mode():
+        for images in batches(pixels, config.batch_size):  # uint8 (B,C,S,S)
+            images = torch.from_numpy(data.resize(images, description["image_size"]))
+            latents, logits = network(images.to(device))  # (B,D), (B,K)
+            probabilities = logits.softmax(dim=1)
+            confidences, predictions = probabilities.max(dim=1)
+            row = (latents, predictions, confidences, probabilities)
+            rows.append([tensor.cpu() for tensor in row])
+            bar.update(len(images))
+    if not rows:
+        raise UserError(f"none of the {len(files)} files can be read as an image")
+    rate = len(paths) / (time.perf_counter() - started)
+
+    # ---------------------------------------------------------------- Writing
+    latents, predictions, confidences, probabilities = (
+        torch.cat(tensors).numpy() for tensors in zip(*rows, strict=True)
+    )
+    class_names = np.array(description["class_names"])
+    columns = {
+        "paths": np.array(paths),
+        "latents": latents,
+        "predictions": predictions,
+        "predicted_names": class_names[predictions],
+        "confidences": confidences,
+        "probabilities": probabilities,
+    }
+    with written(out) as file:
+        if out.suffix == ".npz":
+            np.savez(file, **columns, class_names=class_names)
+        else:
+            write_parquet(file, columns, {"run": config.run, "class_names": class_names.tolist()})
+    skipped = len(files) - len(paths)
+    tracking.say(class_table(predictions, confidences, class_names))
+    if skipped:
+        tracking.say(f"skipped {skipped} of {len(files)} files: no readable images")
+    tracking.say(f"{out}: {len(paths):,} images, {rate:,.0f} images/s on the {device.type}")
+    return {"images": len(paths), "skipped": skipped, "images_per_second": rate}
+
+
+class Network(nn.Module):
+    """Images (B,C,S,S), uint8 or floats in [0,1], to latents (B,D) and logits (B,K)."""
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.encoder(images)
+        return latents, self.classifier(latents)
+
+
+def choose_out(name: str, export: str | None) -> Path:
+    """The file to write. `UserError`: it exists, or can't be written, for its name or its place."""
+    out = Path(name)
+    endings = (f".{export}",) if export else (".npz", ".parquet")
+    if out.suffix not in endings:
+        hint = "; it is written by --export onnx" if out.suffix == ".onnx" else ""
+        raise UserError(f"--out {out} must end in {' or '.join(endings)}{hint}")
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists; choose another --out, or remove it")
+    folder = out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {out}: {folder} is not a folder that we may write to")
+    needed = {".parquet": ("pyarrow",), ".onnx": ("onnx", "onnxscript", "onnxruntime")}
+    names = needed.get(out.suffix, ())
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        advice = "pip install -r requirements-export.txt"
+        raise UserError(f"{out.suffix} files need {', '.join(missing)}: {advice}")
+    return out
+
+
+def load_run(run_dir: Path) -> tuple[Network, dict[str, Any]]:
+    """Encoder and classifier of a finished run in eval mode, and its encoder.json."""
+    if not (run_dir / "config.json").is_file():
+        raise UserError(f"{run_dir} is no run: there is no {run_dir / 'config.json'}")
+    if runs.finished(run_dir) is None:
+        raise UserError(f"{run_dir} is not finished; go on with --resume {run_dir} first")
+    network = Network(models.load_encoder(run_dir), models.load_classifier(run_dir))
+    return network.requires_grad_(False).eval(), read_json(run_dir / "encoder.json")
+
+
+def list_images(given: Sequence[str]) -> dict[str, int]:
+    """{path: bytes} of files and of all visible files in folders, in order, each of them once."""
+    if not given:
+        raise UserError("name the images behind the run: files, or folders that are searched")
+    files: dict[str, int] = {}
+    for name in given:
+        if os.path.isdir(name):
+            below = {path: length for path, length, _ in decoding.files_below(name)}
+            if not below:
+                raise UserError(f"there are no files in {name}; fill it or leave it out")
+            files |= below
+        elif os.path.exists(name):
+            files[name] = os.path.getsize(name)
+        else:
+            raise UserError(f"there is no file or folder {name}")
+    return files
+
+
+def readable(
+    chunks: Iterable[tuple[np.ndarray, dict[str, str]]],
+    files: Iterable[str],
+    channels: int,
+    config: Config,
+    paths: list[str],
+) -> Iterator[np.ndarray]:
+    """Yield the pixels uint8 (n,C,S,S) of decoded chunks, and append their files to `paths`.
+
+    `UserError`: a file that cannot be read, unless skipped; an image in colour where C is 1.
+    """
+    names = iter(files)
+    for pixels, unreadable in chunks:
+        here = [next(names) for _ in range(len(pixels) + len(unreadable))]
+        if unreadable and not config.skip_unreadable:
+            name, reason = next(iter(unreadable.items()))
+            advice = "remove it or pass --skip_unreadable=True"
+            raise UserError(f"{name} cannot be read as an image ({reason}); {advice}")
+        here = [name for name in here if name not in unreadable]
+        if channels == 1:
+            is_coloured = (pixels != pixels[:, :1]).any(axis=(1, 2, 3))
+            if is_coloured.any():
+                name = here[int(is_coloured.argmax())]
+                raise UserError(
+                    f"{name} has colours, but {config.run} was trained on grey images and would "
+                    "ignore them; convert the image to grey, or take a run on coloured ones"
+                )
+        paths += here
+        yield pixels[:, :channels]
+
+
+def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Join and cut blocks (n,C,S,S) into batches of `batch_size` images; the last one is shorter.
+
+    Blocks without images are fine.
+    """
+    waiting: list[np.ndarray] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) < batch_size:
+            continue
+        joined = np.concatenate(waiting)
+        whole = len(joined) - len(joined) % batch_size
+        yield from np.split(joined[:whole], whole // batch_size)
+        waiting = [joined[whole:]]
+    if sum(map(len, waiting)):
+        yield np.concatenate(waiting)
+
+
+@contextlib.contextmanager
+def written(out: Path) -> Iterator[IO]:
+    """`atomic_write`, but a failure such as a full disk is a `UserError`."""
+    try:
+        with atomic_write(out) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+
+
+def write_parquet(file: IO, columns: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Write one column per array, matrices as lists of fixed length, and `facts` as metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    arrays = {}
+    for name, values in columns.items():
+        if values.ndim == 2:
+            flat = pyarrow.array(values.ravel())
+            arrays[name] = pyarrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        elif values.dtype.kind == "U":  # a name of a file need not be UTF-8
+            text = [value.encode(errors="backslashreplace").decode() for value in values.tolist()]
+            arrays[name] = pyarrow.array(text)
+        else:
+            arrays[name] = pyarrow.array(values)
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    table = pyarrow.table(arrays).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, file)
+
+
+def class_table(predictions: np.ndarray, confidences: np.ndarray, class_names: np.ndarray) -> str:
+    """How many images were given to each class, most frequent first, as lines of text."""
+    counts = np.bincount(predictions, minlength=len(class_names))
+    sums = np.bincount(predictions, confidences, minlength=len(class_names))
+    order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
+    width = max(20, *(len(class_names[label]) for label in order[:LONGEST_TABLE]))
+    lines = [f"{'predicted class':{width}}{'images':>10}{'share':>10}{'confidence':>12}"]
+    for label in order[:LONGEST_TABLE]:
+        count = counts[label]
+        shares = f"{count:>10,}{count / len(predictions):>10.1%}{sums[label] / count:>12.1%}"
+        lines.append(f"{class_names[label]:{width}}{shares}")
+    if rest := order[LONGEST_TABLE:]:
+        lines.append(f"{f'{len(rest)} other classes':{width}}{counts[rest].sum():>10,}")
+    return "\n".join(lines)
+
+
+def export_onnx(
+    network: Network, description: dict[str, Any], input_type: str, out: Path
+) -> dict[str, float]:
+    """Write the network as ONNX: images (B,C,S,S) to latents (B,D) and logits (B,K), any B.
+
+    `UserError` if what onnxruntime computes from it for 1 and for 7 random images differs from
+    PyTorch by more than 1e-4 (of the largest number, where that exceeds 1); nothing is kept then.
+    """
+    import onnx
+    import onnxruntime
+
+    shape = (description["channels"], description["image_size"], description["image_size"])
+
+    def random_images(count: int) -> Tensor:
+        images = torch.randint(0, 256, (count, *shape), generator=data.generator(count))
+        return images.byte() if input_type == "uint8" else images / 255
+
+    with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
+        program = torch.onnx.export(
+            network,
+            (random_images(2),),  # one would be taken for a constant
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["latents", "logits"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        )
+    model = program.model_proto
+    for node in model.graph.node:  # where each comes from, with the paths of this machine
+        node.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, {"class_names": json.dumps(description["class_names"])})
+    content = model.SerializeToString()
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    difference = 0.0
+    for count in (1, 7):
+        images = random_images(count)
+        found = session.run(["latents", "logits"], {"images": images.numpy()})
+        with torch.inference_mode():
+            expected = network(images)
+        for ours, theirs in zip(expected, found, strict=True):
+            distance = (ours - torch.from_numpy(theirs)).abs().max() / ours.abs().max().clamp(min=1)
+            difference = max(difference, distance.item())
+    if not difference <= TOLERANCE:  # in this form NaN is caught too
+        raise UserError(
+            f"the exported network differs from PyTorch's by {difference:.1e} (at most "
+            f"{TOLERANCE:.0e} is fine), so {out} is not kept; try other versions of onnxruntime"
+        )
+    with written(out) as file:
+        file.write(content)
+    sizes = ",".join(map(str, shape))
+    tracking.say(
+        f"{out}: images {input_type} (B,{sizes}) to latents (B,{expected[0].shape[1]}) and logits "
+        f"(B,{expected[1].shape[1]}); differs from PyTorch by {difference:.1e} at most"
+    )
+    return {"difference": difference}
+
+
+if __name__ == "__main__":
+    main(parse(Config))

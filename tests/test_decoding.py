@@ -1,0 +1,112 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import decoding
+from common.decoding import decode_all, decode_chunk
+
+ROOT = Path(__file__).parents[1]
+LARGE = 2**30  # bytes, as if the files were worth several processes
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images of 8×8, one of which is none."""
+    (tmp_path / "images").mkdir()
+    for n in range(10):
+        Image.fromarray(noise(n, 8, 8, 3)).save(tmp_path / f"images/{n}.png")
+    (tmp_path / "images/2.png").write_text("no image")
+    return tmp_path / "images"
+
+
+def test_paths_are_relative_to_the_root_or_whole(folder, monkeypatch):
+    expected = noise(1, 8, 8, 3).transpose(2, 0, 1)
+    monkeypatch.chdir(folder.parent)
+    for words, root in (("1.png", folder), ("images/1.png", ""), (str(folder / "1.png"), "")):
+        pixels, unreadable = decode_chunk([words], 8, root=root)
+        np.testing.assert_array_equal(pixels[0], expected)
+        assert not unreadable
+
+
+def test_a_border_is_laid_around_images_that_lack_it(tmp_path):
+    for size in (8, 12, 24):
+        Image.fromarray(noise(0, size, size)).save(tmp_path / f"{size}.png")
+    names = [f"{size}.png" for size in (8, 12, 24)]
+    pixels, _ = decode_chunk(names, 12, root=tmp_path, border=2)
+    inner = pixels[:, :, 2:-2, 2:-2]
+    np.testing.assert_array_equal(inner[0, 0], noise(0, 8, 8))  # to the pixel
+    np.testing.assert_array_equal(pixels[1, 0], noise(0, 12, 12))  # has its border already
+    reduced, _ = decode_chunk(names[2:], 8, root=tmp_path)
+    np.testing.assert_array_equal(inner[2], reduced[0])
+    framed = pixels[[0, 2]].copy()
+    framed[:, :, 2:-2, 2:-2] = 0
+    assert not framed.any()
+
+
+def test_processes_give_the_same_in_the_same_order(folder, monkeypatch):
+    names = [f"{n}.png" for n in range(10)]
+    serial = list(decode_all(names, 1, 8, root=folder))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(decoding, "_decode", None)  # nothing is decoded in this process
+    monkeypatch.setattr(decoding, "AHEAD", 2)
+    parallel = list(decode_all(names, LARGE, 8, root=folder))
+    assert len(parallel) == 10
+    pixels = [np.concatenate([chunk for chunk, _ in chunks]) for chunks in (serial, parallel)]
+    np.testing.assert_array_equal(*pixels)
+    assert {path for _, reasons in parallel for path in reasons} == {"2.png"}
+
+
+def test_decoding_waits_for_a_slow_reader(monkeypatch):
+    """Else the images of a large folder fill the memory before the first ones are used."""
+    asked = []
+
+    class Pool:
+        def __init__(self, *words): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *words): ...
+        def map(self, *words): ...
+        def submit(self, decode, chunk):
+            asked.append(chunk)
+            return self
+
+        def result(self):
+            return None
+
+    monkeypatch.setattr(decoding, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    chunks = decode_all([str(n) for n in range(1000)], 1000 * LARGE, 8)
+    next(chunks)
+    assert len(asked) == 2 * decoding.AHEAD
+    next(chunks)
+    assert len(asked) == 2 * decoding.AHEAD + 1
+    assert len(list(chunks)) == 998
+    assert asked == [[str(n)] for n in range(1000)]
+
+
+def test_workers_do_not_import_the_script(folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, sys
+print("imported as", __name__, flush=True)
+if __name__ == "__main__":
+    from common.decoding import decode_all
+    os.sched_getaffinity = lambda pid: {{0, 1}}
+    names = [f"{{n}}.png" for n in range(10)]
+    print(sum(len(pixels) for pixels, _ in decode_all(names, {LARGE}, 8, root={str(folder)!r})))
+    assert sys.modules["__main__"].__file__ == __file__
+""")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("imported as __main__\n9\n", "")

@@ -29,7 +29,7 @@ check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
-.venv/test: requirements-dev.txt .venv/run
+.venv/test: requirements-dev.txt requirements-export.txt .venv/run
 	$(BIN)/pip install -r requirements-dev.txt
 	touch $@
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import embed
 import train_ae
 import train_joint
 import train_supcon
@@ -32,6 +33,13 @@ def test_every_training_command_parses(line):
     flags = words[words.index(script) + 1 :]
     if "--help" not in flags:
         parse(SCRIPTS[script], flags)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "embed.py" in line])
+def test_every_embedding_command_parses(line):
+    words = shlex.split(line, comments=True)
+    config = parse(embed.Config, words[words.index("embed.py") + 1 :])
+    assert config.export or config.images
 
 
 def test_every_make_target_exists():

@@ -141,7 +141,7 @@ def latent_metrics(
     """What the test latents are good for, and their shape, each under its prefix.
 
     …/knn_accuracy and …/linear_accuracy, learned from all training latents; …/silhouette,
-    …/alignment, …/uniformity and …/effective_rank.
+    …/class_separation, …/alignment, …/uniformity and …/effective_rank.
     """
     linear = probes.fit_linear(latents, classes).predict(latents.test)
     nearest = probes.knn_predict(latents.train, latents.train_labels, latents.test)

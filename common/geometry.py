@@ -1,4 +1,4 @@
-"""What shape has a latent space?   silhouette, alignment, uniformity, effective rank, PCA, t-SNE
+"""What shape has a latent space?   silhouette, separation, alignment, uniformity, rank, PCA, t-SNE
 
 Pure functions of latents (N,D) and labels (N,). All measures are exact over all pairs: sums over
 classes need no pairs at all, and what does need them is computed in blocks of rows.
@@ -41,6 +41,27 @@ def silhouette(latents: Tensor, labels: Tensor) -> float:
         score = (b - a) / torch.maximum(a, b).clamp(min=1e-12)
         scores.append(torch.where(counts[own] > 1, score, 0.0))
     return torch.cat(scores).mean().item()
+
+
+def class_separation(latents: Tensor, labels: Tensor) -> float:
+    """Between over within scatter: how far the classes lie apart, measured in their own spread.
+
+    tr S_B / tr S_W = Σ_k n_k ‖μ_k − μ‖² / Σ_i ‖x_i − μ_k(i)‖²   (Fukunaga 1990, section 10.2,
+    criterion J₄). From 0 (all classes have one mean) to infinity (classes are points); a rotation
+    or another unit changes nothing. NaN with fewer than two classes, or if all latents coincide.
+
+    Args:
+        latents: float (N,D). labels: int64 (N,).
+    """
+    classes, labels = labels.unique(return_inverse=True)
+    if len(classes) < 2:
+        return float("nan")
+    latents = latents.double()
+    latents = latents - latents.mean(0)
+    members = F.one_hot(labels).double()  # (N,K)
+    means = members.T @ latents / members.sum(0)[:, None]  # (K,D)
+    within = (latents - means[labels]).square().sum()
+    return (means[labels].square().sum() / within).item()
 
 
 def alignment(latents: Tensor, labels: Tensor) -> float:
@@ -88,6 +109,7 @@ def shape(latents: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
     """All measures of a latent space, as PREFIX/silhouette and so on."""
     return {
         f"{prefix}/silhouette": silhouette(latents, labels),
+        f"{prefix}/class_separation": class_separation(latents, labels),
         f"{prefix}/alignment": alignment(latents, labels),
         f"{prefix}/uniformity": uniformity(latents),
         f"{prefix}/effective_rank": effective_rank(latents),
@@ -160,3 +182,30 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
     perplexity = min(perplexity, max(1.0, (len(latents) - 1) / 3))
     model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
     return model.fit_transform(latents.numpy()).astype(np.float32)
+
+
+def trustworthiness(latents: Tensor, points: Tensor, neighbours: int = 12) -> float:
+    """How far a picture's neighbours can be trusted to be neighbours in the latent space, 0 to 1.
+
+    T = 1 − 2 / (N k (2N − 3k − 1)) · Σ_i Σ_j max(0, r(i,j) − k),  j over the k nearest of i in the
+    picture, r its rank among the neighbours of i in the latent space, 1 the nearest (Venna & Kaski
+    2001, equation 1). What the picture tears apart does not count. NaN with fewer than 3 images;
+    k is at most (N − 1)/2, beyond which the factor is none.
+
+    Args:
+        latents: float (N,D). points: float (N,2), their picture. neighbours: k.
+    """
+    count = len(latents)
+    k = min(neighbours, (count - 1) // 2)
+    if k < 1:
+        return float("nan")
+    latents, points = (a.float() - a.float().mean(0) for a in (latents, points))
+    intrusion = 0
+    for rows in torch.arange(count, device=latents.device).split(BLOCK):
+        themselves = (torch.arange(len(rows), device=rows.device), rows)
+        far, near = (torch.cdist(a[rows], a) for a in (latents, points))  # (B,N)
+        far[themselves] = near[themselves] = float("inf")
+        ranks = far.argsort(dim=1, stable=True).argsort(dim=1) + 1
+        shown = near.topk(k, largest=False).indices  # (B,k)
+        intrusion += (ranks.gather(1, shown) - k).clamp(min=0).sum().item()
+    return 1 - 2 * intrusion / (count * k * (2 * count - 3 * k - 1))

@@ -4,7 +4,7 @@ Each probe sees latents (N,D) as they are; none of them changes the encoder.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,21 +53,34 @@ def knn_predict(
     Returns:
         int64 (N,), the predicted labels.
     """
-    neighbours = min(neighbours, len(references))
+    return knn_predict_by_k(references, reference_labels, queries, (neighbours,))[neighbours]
+
+
+def knn_predict_by_k(
+    references: Tensor, reference_labels: Tensor, queries: Tensor, numbers: Sequence[int]
+) -> dict[int, Tensor]:
+    """The same for several numbers of neighbours at once: the distances are computed once.
+
+    A number beyond that of the references means all of them.
+    """
+    most = min(max(numbers), len(references))
     classes = int(reference_labels.max()) + 1
     centre = references.mean(0)  # small numbers: distances lose fewer digits
     references, queries = (references - centre).float(), (queries - centre).float()
     squares = references.square().sum(1)
-    # 1, plus less than what a whole vote is worth, falling with the distance
-    votes = 1 + torch.linspace(0.5, 0, neighbours, device=queries.device) / neighbours
-    predictions = []
+    predictions = {number: [] for number in numbers}
     for block in queries.split(BLOCK):
         distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
-        nearest = distances.topk(neighbours, largest=False, sorted=True).indices  # (B,k)
-        scores = torch.zeros(len(block), classes, device=block.device)
-        scores.scatter_add_(1, reference_labels[nearest], votes.expand(len(block), -1))
-        predictions.append(scores.argmax(1))
-    return torch.cat(predictions)
+        nearest = distances.topk(most, largest=False, sorted=True).indices  # (B,most)
+        for number in numbers:
+            voters = nearest[:, :number]
+            count = voters.shape[1]
+            # 1, plus less than what a whole vote is worth, falling with the distance
+            votes = 1 + torch.linspace(0.5, 0, count, device=block.device) / count
+            scores = torch.zeros(len(block), classes, device=block.device)
+            scores.scatter_add_(1, reference_labels[voters], votes.expand(len(block), -1))
+            predictions[number].append(scores.argmax(1))
+    return {number: torch.cat(parts) for number, parts in predictions.items()}
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,39 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
         if best is None or reached > best.accuracy:
             best = LinearProbe(probe.weight, probe.bias, mean, std, strength, reached)
     return best
+
+
+def label_efficiency(
+    latents: Latents, classes: int, counts: Sequence[int], draws: int
+) -> dict[int, list[float]]:
+    """Test accuracy of the linear probe that knows so many labels per class, one for each draw.
+
+    A fifth of these labels (at least one per class) chooses the penalty and the rest is fitted:
+    whoever has ten labels per class has no larger validation set either. Which images are drawn
+    depends on count and draw alone, so all spaces learn from the same ones. Counts are left out
+    that some class does not have.
+    """
+    labels = latents.train_labels.cpu()
+    members = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    found = {}
+    for count in counts:
+        if count < 2 or min(len(rows) for rows in members) < count:
+            continue
+        chooses = max(1, count // 5)
+        found[count] = []
+        for draw in range(draws):
+            generator = torch.Generator().manual_seed(count * 1000 + draw)
+            drawn = torch.stack(
+                [rows[torch.randperm(len(rows), generator=generator)[:count]] for rows in members]
+            ).to(latents.train.device)  # (K,count)
+            fitted, held = drawn[:, chooses:].flatten(), drawn[:, :chooses].flatten()
+            few = Latents(
+                latents.train[fitted], latents.train_labels[fitted],
+                latents.train[held], latents.train_labels[held],
+            )  # fmt: skip
+            predicted = fit_linear(few, classes).predict(latents.test)
+            found[count].append(accuracy(predicted, latents.test_labels))
+    return found
 
 
 def linear_classifier(latents: Latents, classes: int) -> tuple[nn.Linear, dict[str, float]]:

@@ -19,6 +19,7 @@ FINAL = (
     ("mse", "reconstruction MSE", "{:.5f}"),
     ("mae", "reconstruction MAE", "{:.5f}"),
     ("silhouette", "silhouette", "{:.3f}"),
+    ("class_separation", "class separation, between/within", "{:.3f}"),
     ("alignment", "alignment (lower: tighter classes)", "{:.3f}"),
     ("uniformity", "uniformity (lower: more even)", "{:.3f}"),
     ("effective_rank", "effective rank", "{:.1f}"),

@@ -27,6 +27,18 @@ def test_silhouette_equals_scikit_learns(monkeypatch):
     assert math.isnan(geometry.silhouette(latents, torch.zeros(50, dtype=torch.long)))
 
 
+def test_class_separation_of_a_hand_made_case():
+    # means (0, 1) and (4, 1), of all (1, 1): 3·1² + 1·3² between; (0, ±1), 0 and 0 within
+    latents = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 1.0], [4.0, 1.0]])
+    labels = torch.tensor([3, 3, 3, 7])
+    assert geometry.class_separation(latents, labels) == pytest.approx(12 / 2)
+    turned = latents @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]]) * 5 + 100  # other axes, unit, place
+    assert geometry.class_separation(turned, labels) == pytest.approx(12 / 2, rel=1e-4)
+    assert geometry.class_separation(torch.tensor([[1.0], [2.0]]), labels[2:]) == math.inf
+    assert math.isnan(geometry.class_separation(latents, torch.zeros(4, dtype=torch.long)))
+    assert geometry.shape(latents, labels, "x")["x/class_separation"] == pytest.approx(6)
+
+
 def test_alignment_and_uniformity_equal_loops_over_pairs(monkeypatch):
     monkeypatch.setattr(geometry, "BLOCK", 7)
     torch.manual_seed(0)
@@ -99,3 +111,28 @@ def test_tsne_keeps_two_far_clusters_apart_and_repeats_itself():
     assert (points == geometry.tsne(latents, seed=0)).all()
     labels = torch.arange(40) // 20
     assert geometry.silhouette(torch.from_numpy(points), labels) > 0.6
+
+
+def test_trustworthiness_of_a_hand_made_case():
+    # on a line 0 … 6 with k = 2; the picture puts 6 between 0 and 1
+    latents = torch.tensor([[0.0], [1.0], [2.1], [3.3], [4.6], [6.0]])
+    picture = torch.tensor([[0.0], [1.0], [2.1], [3.3], [4.6], [0.4]])
+    # ranks beyond 2 among the two nearest in the picture:
+    # 0: {6: 5}; 1: {6: 5}; 2.1: {1: 1, 3.3: 2}; 3.3: none; 4.6: {3.3: 1, 2.1: 3}; 6: {0: 5, 1: 4}
+    intrusion = 3 + 3 + 0 + 0 + 1 + (3 + 2)
+    expected = 1 - 2 / (6 * 2 * (12 - 6 - 1)) * intrusion
+    assert geometry.trustworthiness(latents, picture, 2) == pytest.approx(expected)
+    assert geometry.trustworthiness(latents, 3 * latents, 2) == 1
+    assert math.isnan(geometry.trustworthiness(latents[:2], picture[:2], 2))
+
+
+def test_trustworthiness_equals_scikit_learns(monkeypatch):
+    from sklearn.manifold import trustworthiness
+
+    monkeypatch.setattr(geometry, "BLOCK", 13)
+    torch.manual_seed(0)
+    latents = torch.randn(80, 10) + 5
+    points = latents[:, :2] + 0.1 * torch.randn(80, 2)
+    expected = trustworthiness(latents.numpy(), points.numpy(), n_neighbors=7)
+    assert 0.5 < expected < 0.95
+    assert geometry.trustworthiness(latents, points, 7) == pytest.approx(expected, abs=1e-9)

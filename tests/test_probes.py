@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -128,3 +130,37 @@ def test_the_classifier_is_a_pure_function_of_its_arguments(latents):
     assert rows == again
     assert torch.equal(first[0].weight, second[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
+
+
+def test_neighbours_for_several_k_at_once_equal_those_one_by_one(monkeypatch):
+    monkeypatch.setattr(probes, "BLOCK", 7)
+    generator = torch.Generator().manual_seed(0)
+    references, queries = (torch.randn(n, 3, generator=generator) for n in (40, 30))
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    by_k = probes.knn_predict_by_k(references, labels, queries, (1, 5, 100))
+    for k, predictions in by_k.items():
+        assert torch.equal(predictions, probes.knn_predict(references, labels, queries, k))
+    # by hand: on a line the nearest says 1, it wins against the second, and of three two say 0
+    line, line_labels = torch.tensor([[0.0], [2.0], [3.0], [9.0]]), torch.tensor([1, 0, 0, 1])
+    by_k = probes.knn_predict_by_k(line, line_labels, torch.tensor([[0.9]]), (1, 2, 3))
+    assert {k: found.item() for k, found in by_k.items()} == {1: 1, 2: 1, 3: 0}
+
+
+def test_more_labels_help_and_the_same_images_are_drawn_for_every_space():
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count):
+        labels = torch.arange(count) % 2
+        return torch.randn(count, 20, generator=generator) + labels[:, None] * 0.6, labels
+
+    parts = [part(count) for count in (600, 40, 600)]
+    latents = probes.Latents(*(tensor for pair in parts for tensor in pair))
+    found = probes.label_efficiency(latents, 2, (1, 5, 200, 301), draws=3)
+    assert {count: len(values) for count, values in found.items()} == {5: 3, 200: 3}
+    assert sum(found[5]) / 3 + 0.05 < sum(found[200]) / 3 < 1
+    turned = replace(latents, train=-latents.train, test=-latents.test)
+    for count, values in probes.label_efficiency(turned, 2, (5, 200), 3).items():
+        assert values == pytest.approx(found[count], abs=0.01)
+    # what the other labels say is of no account
+    blind = replace(latents, validation_labels=1 - latents.validation_labels)
+    assert probes.label_efficiency(blind, 2, (5, 200), 3) == found

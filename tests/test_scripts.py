@@ -96,7 +96,7 @@ def test_no_fact_hides_a_flag(straight):
 
 def test_the_contract_of_metric_names(straight):
     method, _, metrics = straight
-    shape = ("silhouette", "alignment", "uniformity", "effective_rank")
+    shape = ("silhouette", "class_separation", "alignment", "uniformity", "effective_rank")
     stage_two = ("train/classifier_loss", "val/classifier_loss")
     own = {
         "ae": {*stage_two, "val/mse", "val/mae", "test/mse", "test/mae", "best/val/mse"},

@@ -54,6 +54,7 @@ ImageSize = Annotated[int, Limits(8, 1024, multiple_of=8)]  # three halvings lea
 Positive = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
 NonNegative = Annotated[float, Limits(0, 1e6)]  # weight decay
 Fraction = Annotated[float, Limits(0, 1)]  # shares, alpha
+Points = Annotated[int, Limits(10, 2000)]  # of a map on a page: 2,000 are drawn without a delay
 
 # What a continued run may be told anew; everything else would make it another run.
 FREE_ON_RESUME = ("resume", "run_dir", "data_dir", "tracking")

@@ -1,9 +1,14 @@
-"""Which rows does a person read?   the final table, and what W&B shows image by image
+"""Which rows does a person read?   final tables, runs side by side, and W&B's image by image
 
 Arrays in, rows out: nothing is logged here. A cell that is an image is uint8 (C,S,S).
 """
 
+import csv
+import io
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +29,46 @@ FINAL = (
     ("uniformity", "uniformity (lower: more even)", "{:.3f}"),
     ("effective_rank", "effective rank", "{:.1f}"),
 )
+_FINAL = {key: (text, form) for key, text, form in FINAL}
+UP, DOWN, NEITHER = 1, -1, 0  # which way a number is better
+# Title of a section, and its yardsticks: key (or the start of several), text, form, which way.
+# {} is the rest of the key: how many labels, how strong a disturbance.
+COMPARED = (
+    ("what a classifier reads from the space", (
+        ("accuracy", *_FINAL["accuracy"], UP),
+        ("linear_accuracy", *_FINAL["linear_accuracy"], UP),
+        ("knn_accuracy", *_FINAL["knn_accuracy"], UP),
+        ("knn_", "accuracy, {} nearest neighbours", "{:.2%}", UP),
+    )),
+    ("linear accuracy from few labels", (
+        ("labels_", "{} labels per class", "{:.2%}", UP),
+    )),
+    ("accuracy on disturbed images, no training on them", (
+        ("noise_", "Gaussian noise of {}", "{:.2%}", UP),
+        ("shift_", "shifted by {} pixels", "{:.2%}", UP),
+    )),
+    ("reconstruction", (
+        ("mse", *_FINAL["mse"], DOWN),
+        ("mae", *_FINAL["mae"], DOWN),
+    )),
+    ("shape of the space", (
+        ("dimensions", "dimensions", "{:,.0f}", NEITHER),
+        ("silhouette", *_FINAL["silhouette"], UP),
+        ("class_separation", *_FINAL["class_separation"], UP),
+        ("alignment", *_FINAL["alignment"], NEITHER),  # a space of one point would be best
+        ("uniformity", *_FINAL["uniformity"], NEITHER),
+        ("effective_rank", *_FINAL["effective_rank"], NEITHER),
+        ("trustworthiness", "trustworthiness of the t-SNE picture", "{:.3f}", NEITHER),
+    )),
+    ("cost", (
+        ("parameters", "parameters trained", "{:,.0f}", NEITHER),
+        ("train_images", "training images", "{:,.0f}", NEITHER),
+        ("training_seconds", "seconds of training", "{:,.0f}", DOWN),
+        ("images_per_second", "images per second, training", "{:,.0f}", UP),
+        ("encoded_per_second", "images per second, encoding (here)", "{:,.0f}", UP),
+        ("peak_gib", "peak memory, GiB", "{:.2f}", DOWN),
+    )),
+)  # fmt: skip
 Table = tuple[str, list[str], list[list]]  # its name, the names of its columns, its rows
 
 
@@ -39,6 +84,108 @@ def final(metrics: Mapping[str, float]) -> str:
         if set(cells) != {"–"}:
             lines.append(f"{text:36}" + "".join(f"{cell:>10}" for cell in cells))
     return "\n".join(lines) if len(lines) > 1 else "no test images were looked at"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A yardstick and its cells, of which those in `best` are best; the title of a section has
+    no cells.
+    """
+
+    text: str
+    cells: tuple[str, ...] = ()
+    best: frozenset[int] = frozenset()
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; that of a single value, or of equal ones, is 0."""
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) < len(values) or len(set(values)) == 1:
+        return (values[0] if len(set(values)) == 1 else math.nan), 0.0
+    return statistics.fmean(values), statistics.stdev(values)
+
+
+def side_by_side(columns: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Row]:
+    """One row per yardstick, one cell per space: mean ± standard deviation over its runs.
+
+    `columns` are the spaces by name, each with the metrics of one or several runs, under the keys
+    of `COMPARED`. The first row is the header. Rows without any number are left out.
+    """
+    names = (
+        name + (f" (n={len(runs)})" if len(runs) > 1 else "") for name, runs in columns.items()
+    )
+    rows = [Row("on the test images", tuple(names))]
+    for title, yardsticks in COMPARED:
+        section = []
+        for key, text, form, way in yardsticks:
+            for full in _keys_of(key, columns):
+                found = [[run[full] for run in runs if full in run] for runs in columns.values()]
+                pairs = [spread(values) if values else None for values in found]
+                cells = tuple("–" if pair is None else _cell(form, *pair) for pair in pairs)
+                values = [way * p[0] for p in pairs if p is not None and not math.isnan(p[0])]
+                best = {
+                    n
+                    for n, cell in enumerate(pairs)
+                    if way and len(values) > 1 and cell and way * cell[0] == max(values)
+                }
+                label = text.format(full.removeprefix(key))
+                section.append(Row(label, cells, frozenset(best)))
+        rows += [Row(title), *section] if section else []
+    return rows
+
+
+def _keys_of(key: str, columns: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
+    """The keys that are there: `key` itself, or all that begin with it where it ends with _."""
+    there = {name for runs in columns.values() for run in runs for name in run}
+    if not key.endswith("_"):
+        return [key] if key in there else []
+    numbered = [n for n in there if n.startswith(key) and n[len(key) :].replace(".", "").isdigit()]
+    return sorted(numbered, key=lambda name: float(name[len(key) :]))
+
+
+def _cell(form: str, mean: float, deviation: float) -> str:
+    return form.format(mean) + (f" ± {form.format(deviation)}" if deviation else "")
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """For a terminal: columns as wide as they need, the best of a row with a star."""
+    marked = [
+        [row.text, *(f"{c}{'*' if n in row.best else ' '}" for n, c in enumerate(row.cells))]
+        for row in rows
+    ]
+    widths = [max(len(row[n]) for row in marked if len(row) > 1) for n in range(len(marked[0]))]
+    lines = [
+        row[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False))
+        if len(row) > 1
+        else f"\n{row[0]}"
+        for row in marked
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n\n* best of its row"
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """A GitHub table, the best of a row and the titles of sections in bold."""
+    header, *others = rows
+    lines = [[header.text, *header.cells], ["---"] + ["---:"] * len(header.cells)]
+    for row in others:
+        cells = [f"**{c}**" if n in row.best else c for n, c in enumerate(row.cells)]
+        lines.append(
+            [row.text, *cells] if cells else [f"**{row.text}**", *[""] * len(header.cells)]
+        )
+    return "".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |\n" for line in lines)
+
+
+def as_csv(columns: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """One line per space and yardstick, numbers in full: space, yardstick, mean, std, n."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["space", "yardstick", "mean", "std", "n"])
+    for name, runs in columns.items():
+        for key in dict.fromkeys(key for run in runs for key in run):
+            values = [run[key] for run in runs if key in run]
+            writer.writerow([name, key, *spread(values), len(values)])
+    return file.getvalue()
 
 
 def of_images(

@@ -1,0 +1,60 @@
+"""How do images look that were disturbed?   noise and shifts of a split, always the same ones
+
+A `Disturbed` split is encoded like any other; its images are floats in [0,1].
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# what is done, in which unit, and how strongly
+DISTURBANCES = {
+    "noise": ("standard deviation of Gaussian noise, images in [0,1]", (0.05, 0.1, 0.2, 0.4)),
+    "shift": ("shift in pixels, up, down, left or right", (1, 2, 4, 8)),
+}
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A split whose images are noisy or shifted; the draws depend on the position of a block only,
+    so every encoder sees the same images as long as all read in equal blocks.
+    """
+
+    split: object
+    kind: str
+    strength: float
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    @property
+    def labels(self) -> Tensor:
+        return self.split.labels
+
+    def images(self, positions: slice) -> Tensor:
+        """float32 (B,C,S,S) in [0,1]."""
+        generator = torch.Generator().manual_seed(positions.start or 0)
+        images = self.split.images(positions) / 255
+        if self.kind == "noise":
+            return noisy(images, self.strength, generator)
+        return shifted(images, int(self.strength), generator)
+
+
+def noisy(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Images (B,C,S,S) in [0,1] plus Gaussian noise, each value its own, clipped to [0,1]."""
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    return (images + deviation * noise).clamp(0, 1)
+
+
+def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Images (B,C,S,S) moved by whole pixels, each in one of four directions drawn for it; what
+    comes in at the border repeats the pixel there.
+    """
+    padded = F.pad(images, (pixels,) * 4, mode="replicate")
+    side, end = images.shape[-1], 2 * pixels
+    corners = ((0, pixels), (end, pixels), (pixels, 0), (pixels, end))
+    crops = torch.stack([padded[..., y : y + side, x : x + side] for y, x in corners])
+    chosen = torch.randint(0, 4, (len(images),), generator=generator).to(images.device)
+    return crops[chosen, torch.arange(len(images), device=images.device)]  # (B,C,S,S)

@@ -1,0 +1,161 @@
+"""What do latent spaces look like side by side?   maps, classes, few labels, disturbed images
+
+Figures of `plots` and in its look, stacked to one sheet; numbers in, figure out.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import PowerNorm, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from numpy import ndarray
+
+from common import plots
+
+WIDTH = 9.3  # inches, of three maps in a row
+MOST_CLASSES = 20  # columns with numbers; of more, those that are hardest are shown
+BASELINES = ("--", ":", "-.")  # their lines, all in grey
+
+
+def class_colors(count: int) -> list[str]:
+    """A colour per class as #rrggbb: the ten of `plots`, or beyond ten a continuous map."""
+    few = plots.TEN if count <= 10 else matplotlib.colormaps["turbo"](np.linspace(0, 1, count))
+    return [to_hex(color) for color in few[:count]]
+
+
+@plots._style()
+def classes(accuracies: Mapping[str, ndarray], class_names: Sequence[str]) -> Figure:
+    """Accuracy of each class in each space, `accuracies` (K,) by name; NaN: no such test image.
+
+    Of many classes only those are shown that are hardest on average.
+    """
+    names, table = list(accuracies), np.stack(list(accuracies.values()))  # (spaces,K)
+    order = np.arange(len(class_names))
+    if len(order) > MOST_CLASSES:
+        order = np.sort(
+            np.argsort(np.nan_to_num(table.mean(0), nan=9), kind="stable")[:MOST_CLASSES]
+        )
+    table = 100 * table[:, order]
+    columns, widths = plots._labels([class_names[n] for n in order], 14)
+    rows, _ = plots._labels(names)
+    upright = max(widths) > 0.75 * (WIDTH - 2.2) / len(order)
+    size = (WIDTH, 0.55 + 0.3 * len(rows) + (max(widths) if upright else 0.2))
+    figure = Figure(figsize=size, dpi=plots.DPI, layout="constrained")
+    axes = figure.subplots()
+    norm = PowerNorm(1 / 3, vmin=0, vmax=100)  # as in the confusion matrix: small errors show
+    axes.imshow(100 - table, cmap="Blues", norm=norm, aspect="auto")
+    for y, x in np.argwhere(np.isfinite(table)):
+        ink = "white" if norm(100 - table[y, x]) > 0.7 else plots.DARK
+        look = {"size": plots.SMALL if len(order) <= 12 else 6, "color": ink, "in_layout": False}
+        axes.text(x, y, f"{table[y, x]:.1f}", ha="center", va="center", **look)
+    axes.set_xticks(range(len(order)), columns, rotation=90 * upright)
+    axes.set_yticks(range(len(rows)), rows)
+    few = (
+        f", the {len(order)} hardest of {len(class_names)}" if len(order) < len(class_names) else ""
+    )
+    axes.set_title(f"accuracy of each class in % (the darker, the more mistakes){few}")
+    return figure
+
+
+@plots._style()
+def mistakes(
+    confused: Mapping[str, Sequence[tuple[int, int, float]]], class_names: Sequence[str]
+) -> Figure:
+    """The most frequent confusions of each space: (true, predicted, share of the true class)."""
+    across = min(3, len(confused))
+    down = math.ceil(len(confused) / across)
+    most = max(1, *(len(pairs) for pairs in confused.values()))
+    figure = Figure(
+        figsize=(WIDTH, down * (0.75 + 0.2 * most)), dpi=plots.DPI, layout="constrained"
+    )
+    highest = max((share for pairs in confused.values() for *_, share in pairs), default=0.01)
+    for n, (name, pairs) in enumerate(confused.items()):
+        axes = figure.add_subplot(down, across, n + 1)
+        texts = [f"{class_names[true]} → {class_names[guess]}" for true, guess, _ in pairs]
+        shares = [100 * share for *_, share in pairs]
+        axes.barh(range(len(pairs)), shares, color="#9ecae1", height=0.7)
+        for y, share in enumerate(shares):
+            axes.text(share, y, f" {share:.1f}", va="center", size=plots.SMALL)
+        axes.set_yticks(range(len(pairs)), plots._labels(texts)[0])
+        axes.set(xlim=(0, 118 * highest), ylim=(most - 0.4, -0.6), xticks=[])
+        axes.set_title(plots._labels([f"{name}: taken for, in % of the true class"], 60)[0][0])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        if not pairs:
+            axes.text(
+                0.5, 0.5, "no mistakes", transform=axes.transAxes, ha="center", color=plots.GREY
+            )
+    return figure
+
+
+Line = Mapping[float, tuple[float, float]]  # x: mean and standard deviation, fractions
+
+
+@plots._style()
+def lines(panels: Mapping[tuple[str, str], Mapping[str, Line]], baselines: Sequence[str]) -> Figure:
+    """Accuracy over labels or disturbances: a panel per (title, what x is), a line per space.
+
+    The x values stand at equal distances, whatever they are. Bars are standard deviations. Spaces
+    that are `baselines` are grey.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    own = [name for name in names if name not in baselines]
+    across = max(1, len(panels))
+    figure = Figure(figsize=(WIDTH, 3.6), dpi=plots.DPI, layout="constrained")
+    handles = {}
+    for n, ((title, unit), series) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, across, n + 1)
+        ticks = sorted({x for line in series.values() for x in line})
+        for name, line in series.items():
+            points = [(ticks.index(x), *line[x]) for x in sorted(line)]
+            x, mean, deviation = 100 * np.array(points).T / [[100], [1], [1]]
+            look = {"color": plots.GREY, "marker": "s", "linewidth": 1}
+            if name in baselines:
+                look["linestyle"] = BASELINES[list(baselines).index(name) % len(BASELINES)]
+            else:
+                k = own.index(name)
+                look = {
+                    "color": plots.TEN[k % 10],
+                    "marker": plots.MARKERS[k % 4],
+                    "linewidth": 1.4,
+                }
+            bars = deviation if deviation.any() else None
+            handles[name] = axes.errorbar(x, mean, bars, markersize=4, capsize=2, **look)
+        axes.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g} %")
+        axes.set(title=title, xlabel=unit)
+        axes.margins(x=0.08)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, axis="y", color=plots.PALE, linewidth=0.5)
+    entries, widths = plots._labels(handles)
+    columns = plots._legend_columns(widths, 0.5, WIDTH - 0.3)
+    figure.legend(handles.values(), entries, ncols=columns, loc="outside lower center")
+    figure.draw_without_rendering()  # ticks are born in the first drawing: while the style holds
+    return figure
+
+
+def stack(figures: Sequence[Figure]) -> Figure:
+    """Figures one under the other, pixel by pixel; narrower ones in the middle."""
+    pictures = [_pixels(figure) for figure in figures]
+    width = max(picture.shape[1] for picture in pictures)
+    padded = []
+    for picture in pictures:
+        left = (width - picture.shape[1]) // 2
+        sides = ((0, 0), (left, width - picture.shape[1] - left), (0, 0))
+        padded.append(np.pad(picture, sides, constant_values=255))
+    sheet = np.concatenate(padded)
+    figure = Figure(figsize=(width / plots.DPI, len(sheet) / plots.DPI), dpi=plots.DPI)
+    figure.figimage(sheet)
+    return figure
+
+
+def _pixels(figure: Figure) -> ndarray:
+    """uint8 (H,W,4) as it would be saved."""
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba")
+    width, height = figure.canvas.get_width_height()
+    return np.frombuffer(file.getvalue(), np.uint8).reshape(height, width, 4)

@@ -105,6 +105,13 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values)
 
 
+def means(runs: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation of each metric over the runs that have it."""
+    keys = dict.fromkeys(key for run in runs for key in run)
+    pairs = {key: spread([run[key] for run in runs if key in run]) for key in keys}
+    return {k: pair[0] for k, pair in pairs.items()}, {k: pair[1] for k, pair in pairs.items()}
+
+
 def side_by_side(columns: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Row]:
     """One row per yardstick, one cell per space: mean ± standard deviation over its runs.
 

@@ -12,8 +12,10 @@ GROUND = {"errors", "files", "runtime"}
 ALLOWED = {
     "evaluation": GROUND | {"probes", "geometry", "plots"},
     "folders": GROUND | {"decoding"},
+    "comparison": GROUND | {"evaluation", "probes", "geometry", "robustness"},
+    "sheet": GROUND | {"plots"},
 }
-SCRIPTS = sorted(ROOT.glob("train_*.py"))
+SCRIPTS = [*sorted(ROOT.glob("train_*.py")), ROOT / "compare.py"]
 
 
 def imports_of_common(path: Path) -> set[str]:

@@ -1,0 +1,316 @@
+"""Three latent spaces side by side: finished runs, the same yardsticks, the same test images.
+
+Nothing is trained here but probes. Each run's encoder is loaded and encodes all images anew; what a
+classifier reads from the latents, their shape, how few labels are enough, how much noise and shift
+they bear and what they cost stands beside the same numbers of the raw pixels and of the linear code
+of the same size (PCA). Runs that differ in their seed only become one column: mean ± standard
+deviation. It describes and chooses nothing.
+
+What to expect on 2 CPU cores: digits in half a minute; three runs on MNIST in some minutes. OUT
+holds the table (table.md, table.csv), all numbers (comparison.json), sheet.png with its parts in
+figures/, and index.html, which opens from disk: point at an image in one map, and it lights up in
+all of them.
+
+    python compare.py runs/ae-mnist runs/joint-mnist runs/supcon-mnist --out comparison
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from common import (
+    comparison,
+    data,
+    evaluation,
+    folders,
+    models,
+    page,
+    plots,
+    robustness,
+    runs,
+    runtime,
+    sheet,
+    tables,
+    tracking,
+)
+from common.config import Count, Points, Words, parse
+from common.errors import UserError
+from common.files import atomic_write, write_json
+
+METHOD = "compare"
+CONFUSIONS = 5  # of the most frequent ones, shown
+TOLERANCE = 0.005  # of accuracy, between a run's own figure and ours: other hardware rounds apart
+
+
+@dataclass(frozen=True)
+class Config:
+    # Data
+    runs: Words  # folders of finished runs
+    out: str = "comparison"  # a new folder for all that is found
+    data_dir: str | None = None  # where the images lie; None: where the first run found them
+    # Evaluation
+    map_images: Points = 2000  # test images in the maps
+    robust_images: Count = 5000  # test images that are disturbed
+    label_draws: Count = 3  # random choices of the few labels
+    # Run
+    project: str = "latent-spaces"  # of W&B
+    tags: str = ""  # of W&B, separated by commas
+    tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
+
+
+def main(config: Config) -> dict:
+    # ---------------------------------------------------------------- Set-up
+    started = time.perf_counter()
+    accelerator = runtime.start("no", seed=0)
+    device = accelerator.device
+    if accelerator.num_processes > 1:
+        raise UserError("compare.py is one process; start it with python, without a launcher")
+    if not config.runs:
+        raise UserError("name the folders of finished runs: python compare.py RUN RUN --out OUT")
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists; choose another --out, or remove it")
+    runs.check_writable(out)
+    chosen, left_out = runs.choose_runs(config.runs)
+
+    # ---------------------------------------------------------------- Data
+    refuse_if_none(chosen, left_out)
+    settings, wanted = chosen[0].settings, chosen[0].facts["fingerprint"]
+    place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
+    if settings["dataset"] == "folder":
+        arrays = folders.load_folder(place, size, settings["skip_unreadable"])
+    else:
+        arrays = data.load(settings["dataset"], place, size)
+    if arrays.fingerprint != wanted:
+        raise UserError(
+            f"the images in {place} are not those of {', '.join(str(r.folder) for r in chosen)} "
+            f"(fingerprint {arrays.fingerprint[:8]}, not {wanted[:8]}); name others by --data_dir"
+        )
+    whole, networks = data.split_data(arrays, None), {}
+    for run in chosen:
+        try:
+            check_split(run, whole)
+            networks[run.folder] = load_networks(run.folder, device)
+        except UserError as error:
+            left_out[str(run.folder)] = str(error)
+    chosen = [run for run in chosen if run.folder in networks]
+    refuse_if_none(chosen, left_out)
+    warnings = [f"left out: {reason}" for reason in left_out.values()]
+    for warning in warnings:
+        tracking.say(warning)
+    # probes learn from the images that all runs have trained on, and from no others
+    images = data.split_data(arrays, min(run.facts["train_images"] for run in chosen)).to(device)
+    named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
+    mapped, robust = images.test.sample(config.map_images), images.test.sample(config.robust_images)
+    places = torch.full((len(images.test.source),), -1)
+    places[images.test.rows.cpu()] = torch.arange(len(images.test))
+    in_map = places[mapped.rows.cpu()].to(device)  # (M,) of the test images
+    facts = [
+        f"{settings['dataset']}, {len(images.test):,} test images that no run has seen, the same "
+        "for all",
+        f"probes learn from {len(images.train):,} training images, and {len(images.validation):,} "
+        "others choose their penalty",
+        f"t-SNE of {len(mapped):,} test images, noise and shift on {len(robust):,}",
+    ]
+
+    # ---------------------------------------------------------------- The spaces of the runs
+    spaces: dict[str, list[comparison.Space]] = {}
+    for name, run in ((name, run) for name, group in named.items() for run in group):
+        tracking.say(f"measuring {run.folder}")
+        encoder, classifier, head = networks[run.folder]
+        begun = time.perf_counter()
+        latents = evaluation.encode_splits(encoder, nn.Identity(), images, with_test=True)
+        seconds = time.perf_counter() - begun
+        space, _ = comparison.measure(name, latents, classifier, in_map, config.label_draws)
+        told = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
+        space.metrics.update({key: value for key, value in told.items() if value is not None})
+        space.metrics.update(comparison.disturbed(encoder, classifier, robust), **run.cost())
+        encoded = len(images.train) + len(images.validation) + len(images.test)
+        space.metrics["encoded_per_second"] = encoded / seconds
+        spaces.setdefault(name, []).append(space)
+        said, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
+        if abs(said - ours) > TOLERANCE:
+            warnings.append(
+                f"{run.folder} reported {said:.2%}, but its files reach {ours:.2%} here"
+            )
+            tracking.say(f"warning: {warnings[-1]}")
+        if head is not None:  # supcon's second space
+            latents, title = latents.projected(head), f"{name} projection"
+            space, probe = comparison.measure(title, latents, None, in_map, config.label_draws)
+            projected = comparison.Projected(encoder, head)
+            space.metrics.update(comparison.disturbed(projected, probe, robust))
+            spaces.setdefault(title, []).append(space)
+
+    # ---------------------------------------------------------------- Baselines
+    own, encoders = list(spaces), {}
+    for size in sorted({group[0].shown.shape[1] for group in spaces.values()}):
+        pca, why_not = evaluation.fit_pca(images.train, size)
+        if pca is None:
+            facts.append(f"PCA-{size} is left out: {why_not}")
+        else:
+            encoders[f"PCA-{size}"] = comparison.LinearCode(pca)
+    if 4 * images.train.source[0].numel() * len(images.train) <= evaluation.LARGEST_PIXEL_SPACE:
+        encoders["pixels"] = comparison.Pixels()
+    else:
+        facts.append("the pixels are left out: as floats they fill more than 2 GiB")
+    for name, encoder in encoders.items():
+        tracking.say(f"measuring {name}")
+        latents = evaluation.encode_splits(encoder, nn.Identity(), images, with_test=True)
+        space, probe = comparison.measure(name, latents, None, in_map, config.label_draws)
+        space.metrics.update(comparison.disturbed(encoder, probe, robust))
+        if name != "pixels":
+            space.metrics.update(evaluation.pca_errors(encoder.pca, images.test))
+        spaces[name] = [space]
+
+    # ---------------------------------------------------------------- Numbers
+    columns = {name: [space.metrics for space in group] for name, group in spaces.items()}
+    rows = tables.side_by_side(columns)
+    of_classes, confused = {}, {}
+    for name, group in spaces.items():
+        of_classes[name] = comparison.class_accuracies(group, labels, len(names))
+        confused[name] = comparison.confusions(group, labels, len(names), CONFUSIONS)
+    found = {"dataset": settings["dataset"], "fingerprint": wanted, "class_names": names}
+    found |= {"notes": facts, "warnings": warnings, "runs": {}, "spaces": {}}
+    for name, group in named.items():
+        found["runs"][name] = [
+            {"folder": str(run.folder), "settings": run.settings, "facts": run.facts}
+            for run in group
+        ]
+    for name, metrics in columns.items():
+        mean, deviation = tables.means(metrics)
+        found["spaces"][name] = {
+            **{"n": len(metrics), "mean": mean, "std": deviation, "runs": metrics},
+            "class_accuracy": of_classes[name].tolist(),
+            "confused": [[names[true], names[guess], x] for true, guess, x in confused[name]],
+        }
+
+    # ---------------------------------------------------------------- Pictures
+    shown, maps = mapped.labels.cpu().numpy(), []
+    for name in [name for name in ("pixels", *own) if name in spaces]:
+        first, count = spaces[name][0], len(spaces[name])
+        knn, silhouette, trust = (
+            first.metrics[key] for key in ("knn_accuracy", "silhouette", "trustworthiness")
+        )
+        said = f"kNN {knn:.1%}   silhouette {silhouette:.2f}   trust {trust:.2f}"
+        title = name if count == 1 else f"{name} (the first of {count} seeds)"
+        maps.append(page.Map(title, said, first.points, first.predictions[in_map].cpu().numpy()))
+    kinds = {"labels": ("few labels, linear", "labels per class")}
+    kinds |= {kind: (kind, unit) for kind, (unit, _) in robustness.DISTURBANCES.items()}
+    lines = {
+        head: {name: comparison.line(group, kind) for name, group in spaces.items()}
+        for kind, head in kinds.items()
+    }
+    panels = [plots.Embedding(m.points, m.title, m.note) for m in maps]
+    pictures = {
+        "maps": (plots.embeddings(panels, shown, names), "t-SNE of the same images in each space"),
+        "classes": (sheet.classes(of_classes, names), "Accuracy of each class in each space"),
+        "mistakes": (sheet.mistakes(confused, names), "What is taken for what"),
+        "lines": (sheet.lines(lines, list(encoders)), "Few labels; noise and shift of the images"),
+    }
+    pictures["sheet"] = sheet.stack([figure for figure, _ in pictures.values()]), "All of it"
+
+    # ---------------------------------------------------------------- Files
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", found)
+    write_text(out / "table.md", tables.as_markdown(rows))
+    write_text(out / "table.csv", tables.as_csv(columns))
+    with atomic_write(out / "sheet.png") as file:
+        pictures["sheet"][0].savefig(file, format="png")
+    text = page.build(
+        f"{len(own)} latent spaces of {settings['dataset']}",
+        facts,
+        warnings,
+        [page.Cells(row.text, row.cells, row.best) for row in rows],
+        (out / "sheet.png").read_bytes(),
+        maps,
+        mapped.images(slice(None)).cpu().numpy(),
+        shown,
+        names,
+        sheet.class_colors(len(names)),
+    )
+    write_text(out / "index.html", text)
+
+    # ---------------------------------------------------------------- W&B
+    tags = [METHOD, settings["dataset"], *filter(None, config.tags.split(","))]
+    title = f"compare {settings['dataset']}: {', '.join(own)}"[: runs.LONGEST_NAME]
+    tracker = tracking.open_tracker(
+        out,
+        settings=asdict(config),
+        facts={**runtime.facts(accelerator), "fingerprint": wanted, "warnings": warnings},
+        labels={"name": title, "group": settings["dataset"], "job_type": METHOD, "tags": tags},
+        mode=config.tracking,
+        project=config.project,
+        keep_rows=None,
+        is_main=True,
+    )
+    (out / "checkpoints").rmdir()  # there is nothing to go on from
+    header, *others = [[row.text, *row.cells] for row in rows if row.cells]
+    tracker.table("tables/comparison", header, others, step=0)
+    for name in own:
+        for run, space in zip(named[name.removesuffix(" projection")], spaces[name], strict=True):
+            guesses = space.predictions[in_map]
+            _, head, cells = tables.embeddings(mapped, space.shown, guesses, names)
+            key = f"embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
+            tracker.table(key.replace(" ", "_"), head, cells, step=0)
+    for name, (figure, caption) in pictures.items():
+        tracker.figure(name, figure, caption, step=0)
+    summary = {
+        f"{name}/{key}": x for name, f in found["spaces"].items() for key, x in f["mean"].items()
+    }
+    end = tracker.finish(summary)
+    print("", tables.as_text(rows), "", *facts, *warnings, "", *end, sep="\n")
+    print(
+        f"took:         {time.perf_counter() - started:.0f} s",
+        f"page:         {out}/index.html",
+        sep="\n",
+    )
+    return found
+
+
+def refuse_if_none(chosen: list[runs.Run], left_out: dict[str, str]) -> None:
+    if not chosen:
+        raise UserError(f"no run is left to compare: {'; '.join(left_out.values())}")
+
+
+def check_split(run: runs.Run, whole: data.ImageData) -> None:
+    """`UserError` where a run did not train or was not scored on the images that ours would be."""
+    count = min(run.settings.get("limit_train") or len(whole.train), len(whole.train))
+    if run.facts["train_images"] != count:
+        held = f"trained on {run.facts['train_images']:,} images where we have {count:,}"
+        raise UserError(f"{run.folder} has another split: it {held}")
+    try:
+        labels = np.load(run.folder / "latents.npz")["labels"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{run.folder} is damaged: latents.npz ({error})") from None
+    if not np.array_equal(labels, whole.test.labels.numpy()):
+        raise UserError(f"{run.folder} has another split: it was scored on other test images")
+
+
+def load_networks(folder: Path, device: torch.device) -> tuple:
+    """Encoder, classifier and, where there is one, projection head of a run, in eval mode."""
+    encoder, classifier, head = models.load_encoder(folder), models.load_classifier(folder), None
+    if (folder / "head.safetensors").exists():
+        try:
+            state = load_file(folder / "head.safetensors")
+            first, last = (nn.Linear(*state[f"{n}.weight"].T.shape) for n in (0, 2))
+            head = nn.Sequential(first, nn.ReLU(), last)
+            head.load_state_dict(state)
+        except models.LOAD_ERRORS as error:
+            raise UserError(f"the head in {folder} cannot be loaded ({error})") from None
+    return tuple(network and network.to(device).eval() for network in (encoder, classifier, head))
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+if __name__ == "__main__":
+    main(parse(Config))

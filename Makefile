@@ -1,11 +1,16 @@
-# make demo: one run on real handwritten digits, no download.   make test: the tests.
+# make demo: three methods on real handwritten digits, compared; no download.   make test: the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint check-sweeps results clean
 
 demo: .venv/run
-	$(BIN)/python train_ae.py --run_dir runs/demo-$$(date +%Y%m%d-%H%M%S)
+	set -e; demo=runs/demo-$$(date +%Y%m%d-%H%M%S); \
+	$(BIN)/python train_ae.py --epochs 12 --classifier_epochs 15 --run_dir $$demo/ae; \
+	$(BIN)/python train_joint.py --epochs 12 --run_dir $$demo/joint; \
+	$(BIN)/python train_supcon.py --encoder cnn --epochs 12 --learning_rate 0.05 \
+		--run_dir $$demo/supcon; \
+	$(BIN)/python compare.py $$demo/ae $$demo/joint $$demo/supcon --out $$demo/comparison
 
 test: .venv/test
 	$(BIN)/python -m pytest

@@ -201,8 +201,8 @@ def main(config: Config) -> dict:
         said = f"kNN {knn:.1%}   silhouette {silhouette:.2f}   trust {trust:.2f}"
         title = name if count == 1 else f"{name} (the first of {count} seeds)"
         maps.append(page.Map(title, said, first.points, first.predictions[in_map].cpu().numpy()))
-    kinds = {"labels": ("few labels, linear", "labels per class")}
-    kinds |= {kind: (kind, unit) for kind, (unit, _) in robustness.DISTURBANCES.items()}
+    kinds = {"labels": ("linear, from few labels", "labels per class")}
+    kinds |= {kind: (f"with {kind}", unit) for kind, (unit, _) in robustness.DISTURBANCES.items()}
     lines = {
         head: {name: comparison.line(group, kind) for name, group in spaces.items()}
         for kind, head in kinds.items()

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# what is done, in which unit, and how strongly
+# what is done: what its strength is, and which are tried
 DISTURBANCES = {
-    "noise": ("standard deviation of Gaussian noise, images in [0,1]", (0.05, 0.1, 0.2, 0.4)),
-    "shift": ("shift in pixels, up, down, left or right", (1, 2, 4, 8)),
+    "noise": ("its deviation, images in [0,1]", (0.05, 0.1, 0.2, 0.4)),
+    "shift": ("pixels, in one of four directions", (1, 2, 4, 8)),
 }
 
 

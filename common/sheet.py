@@ -19,6 +19,8 @@ from common import plots
 WIDTH = 9.3  # inches, of three maps in a row
 MOST_CLASSES = 20  # columns with numbers; of more, those that are hardest are shown
 BASELINES = ("--", ":", "-.")  # their lines, all in grey
+COLORS = [color for n, color in enumerate(plots.TEN) if n not in (3, 8)]  # without its own greys
+GAP = 24  # pixels between two parts of the sheet
 
 
 def class_colors(count: int) -> list[str]:
@@ -70,8 +72,9 @@ def mistakes(
     down = math.ceil(len(confused) / across)
     most = max(1, *(len(pairs) for pairs in confused.values()))
     figure = Figure(
-        figsize=(WIDTH, down * (0.75 + 0.2 * most)), dpi=plots.DPI, layout="constrained"
+        figsize=(WIDTH, 0.3 + down * (0.5 + 0.2 * most)), dpi=plots.DPI, layout="constrained"
     )
+    figure.suptitle("most frequent mistakes: true → predicted, in % of the true class", size=10)
     highest = max((share for pairs in confused.values() for *_, share in pairs), default=0.01)
     for n, (name, pairs) in enumerate(confused.items()):
         axes = figure.add_subplot(down, across, n + 1)
@@ -82,7 +85,7 @@ def mistakes(
             axes.text(share, y, f" {share:.1f}", va="center", size=plots.SMALL)
         axes.set_yticks(range(len(pairs)), plots._labels(texts)[0])
         axes.set(xlim=(0, 118 * highest), ylim=(most - 0.4, -0.6), xticks=[])
-        axes.set_title(plots._labels([f"{name}: taken for, in % of the true class"], 60)[0][0])
+        axes.set_title(plots._labels([name], 40)[0][0])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         if not pairs:
             axes.text(
@@ -145,7 +148,7 @@ def stack(figures: Sequence[Figure]) -> Figure:
     padded = []
     for picture in pictures:
         left = (width - picture.shape[1]) // 2
-        sides = ((0, 0), (left, width - picture.shape[1] - left), (0, 0))
+        sides = ((0, GAP), (left, width - picture.shape[1] - left), (0, 0))
         padded.append(np.pad(picture, sides, constant_values=255))
     sheet = np.concatenate(padded)
     figure = Figure(figsize=(width / plots.DPI, len(sheet) / plots.DPI), dpi=plots.DPI)

@@ -37,15 +37,17 @@ COMPARED = (
     ("what a classifier reads from the space", (
         ("accuracy", *_FINAL["accuracy"], UP),
         ("linear_accuracy", *_FINAL["linear_accuracy"], UP),
+        ("knn_1", "accuracy, nearest neighbour", "{:.2%}", UP),
         ("knn_accuracy", *_FINAL["knn_accuracy"], UP),
-        ("knn_", "accuracy, {} nearest neighbours", "{:.2%}", UP),
+        ("knn_20", "accuracy, 20 nearest neighbours", "{:.2%}", UP),
+        ("knn_100", "accuracy, 100 nearest neighbours", "{:.2%}", UP),
     )),
     ("linear accuracy from few labels", (
         ("labels_", "{} labels per class", "{:.2%}", UP),
     )),
     ("accuracy on disturbed images, no training on them", (
         ("noise_", "Gaussian noise of {}", "{:.2%}", UP),
-        ("shift_", "shifted by {} pixels", "{:.2%}", UP),
+        ("shift_", "shift by {} px", "{:.2%}", UP),
     )),
     ("reconstruction", (
         ("mse", *_FINAL["mse"], DOWN),

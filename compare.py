@@ -17,13 +17,14 @@ all of them.
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from tyro.conf import Positional, arg
 
 from common import (
     comparison,
@@ -40,7 +41,7 @@ from common import (
     tables,
     tracking,
 )
-from common.config import Count, Points, Words, parse
+from common.config import Count, Points, parse
 from common.errors import UserError
 from common.files import atomic_write, write_json
 
@@ -52,7 +53,7 @@ TOLERANCE = 0.005  # of accuracy, between a run's own figure and ours: other har
 @dataclass(frozen=True)
 class Config:
     # Data
-    runs: Words  # folders of finished runs
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()  # finished ones
     out: str = "comparison"  # a new folder for all that is found
     data_dir: str | None = None  # where the images lie; None: where the first run found them
     # Evaluation

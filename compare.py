@@ -258,7 +258,7 @@ def main(config: Config) -> dict:
         for run, space in zip(named[name.removesuffix(" projection")], spaces[name], strict=True):
             guesses = space.predictions[in_map]
             _, head, cells = tables.embeddings(mapped, space.shown, guesses, names)
-            key = f"embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
+            key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
             tracker.table(key.replace(" ", "_"), head, cells, step=0)
     for name, (figure, caption) in pictures.items():
         tracker.figure(name, figure, caption, step=0)

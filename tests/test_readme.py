@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import compare
 import embed
 import train_ae
 import train_joint
@@ -40,6 +41,12 @@ def test_every_embedding_command_parses(line):
     words = shlex.split(line, comments=True)
     config = parse(embed.Config, words[words.index("embed.py") + 1 :])
     assert config.export or config.images
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "compare.py" in line])
+def test_every_comparing_command_parses(line):
+    words = shlex.split(line, comments=True)
+    assert parse(compare.Config, words[words.index("compare.py") + 1 :]).runs
 
 
 def test_every_make_target_exists():

@@ -68,7 +68,12 @@ def mistakes(
     confused: Mapping[str, Sequence[tuple[int, int, float]]], class_names: Sequence[str]
 ) -> Figure:
     """The most frequent confusions of each space: (true, predicted, share of the true class)."""
-    across = min(3, len(confused))
+    texts = {
+        name: [" → ".join(plots._labels([class_names[k] for k in two], 16)[0]) for *two, _ in pairs]
+        for name, pairs in confused.items()
+    }
+    _, widths = plots._labels((text for some in texts.values() for text in some), 40)
+    across = min(3 if max(widths, default=0) < 1.6 else 2, len(confused))
     down = math.ceil(len(confused) / across)
     most = max(1, *(len(pairs) for pairs in confused.values()))
     figure = Figure(
@@ -76,16 +81,17 @@ def mistakes(
     )
     figure.suptitle("most frequent mistakes: true → predicted, in % of the true class", size=10)
     highest = max((share for pairs in confused.values() for *_, share in pairs), default=0.01)
+    parts = figure.subfigures(down, across, squeeze=False)
     for n, (name, pairs) in enumerate(confused.items()):
-        axes = figure.add_subplot(down, across, n + 1)
-        texts = [f"{class_names[true]} → {class_names[guess]}" for true, guess, _ in pairs]
+        axes = parts.flat[n].subplots()
         shares = [100 * share for *_, share in pairs]
         axes.barh(range(len(pairs)), shares, color="#9ecae1", height=0.7)
         for y, share in enumerate(shares):
             axes.text(share, y, f" {share:.1f}", va="center", size=plots.SMALL)
-        axes.set_yticks(range(len(pairs)), plots._labels(texts)[0])
+        axes.set_yticks(range(len(pairs)), texts[name])
         axes.set(xlim=(0, 118 * highest), ylim=(most - 0.4, -0.6), xticks=[])
-        axes.set_title(plots._labels([name], 40)[0][0])
+        # over the whole part: beside long names of classes the axes are narrow
+        parts.flat[n].suptitle(plots._labels([name], 34)[0][0], size=9)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         if not pairs:
             axes.text(

@@ -56,3 +56,40 @@ def test_the_table_shows_the_baselines_beside_the_latents():
         ["99.12%", "98.00%", "–"],
         ["–", "–", "0.100"],
     ]
+
+
+def test_spaces_side_by_side_mean_and_deviation_best_and_missing():
+    columns = {
+        "joint": [
+            {"accuracy": 0.98, "silhouette": 0.5, "labels_100": 0.9, "labels_50": 0.8},
+            {"accuracy": 0.96, "silhouette": 0.5},
+        ],
+        "a|e": [{"accuracy": 0.90, "mse": 0.01, "labels_50": 0.85, "uniformity": -2.0}],
+        "PCA": [{"mse": 0.02, "silhouette": float("nan"), "uniformity": -3.0}],
+    }
+    rows = tables.side_by_side(columns)
+    assert rows[0].cells == ("joint (n=2)", "a|e", "PCA")
+    by_text = {row.text: row for row in rows}
+    deviation = (0.0002) ** 0.5  # of 0.98 and 0.96, divided by n − 1
+    assert by_text["accuracy, trained classifier"].cells == (
+        f"97.00% ± {deviation:.2%}", "90.00%", "–",
+    )  # fmt: skip
+    assert by_text["accuracy, trained classifier"].best == {0}
+    assert by_text["reconstruction MSE"].best == {1}  # lower is better
+    assert by_text["silhouette"].cells == ("0.500", "–", "nan")  # equal: no deviation
+    assert by_text["silhouette"].best == frozenset()  # alone, or no number
+    assert by_text["uniformity (lower: more even)"].best == frozenset()  # neither way is better
+    order = [row.text for row in rows]
+    assert order.index("50 labels per class") + 1 == order.index("100 labels per class")
+    assert "cost" not in by_text  # a section without any number
+
+    text = tables.as_text(rows)
+    assert "97.00% ± 1.41%*" in text and text.endswith("* best of its row")
+    lines = tables.as_markdown(rows).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert any("**97.00% ± 1.41%**" in line for line in lines)
+    csv_rows = tables.as_csv(columns).splitlines()
+    assert csv_rows[0] == "space,yardstick,mean,std,n"
+    assert "a|e,accuracy,0.9,0.0,1" in csv_rows
+    mean, std = tables.means(columns["joint"])
+    assert (mean["labels_50"], std["labels_50"]) == (0.8, 0.0)

@@ -276,6 +276,7 @@ def main(config: Config) -> dict:
 
 
 def refuse_if_none(chosen: list[runs.Run], left_out: dict[str, str]) -> None:
+    """`UserError` with all reasons where every run was left out."""
     if not chosen:
         raise UserError(f"no run is left to compare: {'; '.join(left_out.values())}")
 
@@ -309,6 +310,7 @@ def load_networks(folder: Path, device: torch.device) -> tuple:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
     with atomic_write(path, "w") as file:
         file.write(text)
 

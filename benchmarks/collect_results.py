@@ -161,6 +161,7 @@ def surroundings(runs: list[dict]) -> str:
 
 
 def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A table in Markdown, a header over its rows."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

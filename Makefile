@@ -18,7 +18,7 @@ lint: .venv/test
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
-.venv/test: requirements-dev.txt .venv/run
+.venv/test: requirements-dev.txt requirements-export.txt .venv/run
 	$(BIN)/pip install -r requirements-dev.txt
 	touch $@
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import embed
 import train_ae
 import train_joint
 import train_supcon
@@ -17,11 +18,12 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
-SCRIPTS = {f"{s.__name__}.py": s.Config for s in (train_ae, train_joint, train_supcon)}
+SCRIPTS = {f"{s.__name__}.py": s.Config for s in (train_ae, train_joint, train_supcon, embed)}
+OURS = [line for line in COMMANDS if any(script in line for script in SCRIPTS)]
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "train_" in line])
-def test_every_training_command_parses(line):
+@pytest.mark.parametrize("line", OURS)
+def test_every_command_of_a_script_parses(line):
     words = shlex.split(line, comments=True)
     script = next(word for word in words if word in SCRIPTS)
     flags = words[words.index(script) + 1 :]
@@ -39,7 +41,9 @@ def test_every_make_target_exists():
 
 def test_every_link_and_file_exists():
     links = re.findall(r"\]\(([^)#]+)\)", README)
-    files = re.findall(r"\b(?:common|tests)/\w+\.py\b|\b(?:train_\w+|requirements\S*)\.\w+", README)
+    files = re.findall(
+        r"\b(?:common|tests)/\w+\.py\b|\b(?:train_\w+|embed|requirements\S*)\.\w+", README
+    )
     assert links
     assert files
     for name in {*links, *files}:

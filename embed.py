@@ -59,11 +59,11 @@ class Config:
 def main(config: Config) -> dict[str, float]:
     # ---------------------------------------------------------------- Set-up
     runtime.set_threads()
+    if config.export and config.images:
+        raise UserError(f"--export {config.export} takes no images; leave them out")
     out = choose_out(config.out, config.export)
     network, description = load_run(Path(config.run))
     if config.export:
-        if config.images:
-            raise UserError(f"--export {config.export} takes no images; leave them out")
         return export_onnx(network, description, config.onnx_input, out)
     device = torch.device("cuda" if runtime.uses_cuda() else "cpu")
     network.to(device)

@@ -62,11 +62,13 @@ def trained(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """The test images of the digits as PNG files, the first half in a folder."""
+    """The test images of the digits as PNG files, those from 10 up to half of them in a folder."""
     place = tmp_path_factory.mktemp("digits")
     images = data.split_data(data.load("digits", None, 32), None).test.images(slice(None)).numpy()
     half = len(images) // 2
-    names = [f"folder/deep/{n:03}.png" if n < half else f"{n:03}.png" for n in range(len(images))]
+    names = [
+        f"folder/deep/{n:03}.png" if 10 <= n < half else f"{n}.png" for n in range(len(images))
+    ]
     return [save(place / name, image) for name, image in zip(names, images, strict=True)]
 
 
@@ -94,7 +96,7 @@ def make_run(
 
 def test_the_test_images_as_files_give_the_latents_of_the_run(trained, digits, tmp_path, capsys):
     half = len(digits) // 2
-    words = [digits[0].parents[1], *digits[half:], digits[0], "--batch_size=100"]
+    words = [*digits[:10], digits[10].parents[1], *digits[half:], digits[0], "--batch_size=100"]
     figures = run_embed(trained, *words, "--out", tmp_path / "out.npz")
     assert (figures["images"], figures["skipped"]) == (len(digits), 0)
     stored, found = np.load(trained / "latents.npz"), np.load(tmp_path / "out.npz")  # no pickles

@@ -25,7 +25,6 @@ from common.errors import UserError
 from common.files import atomic_write, lock, read_json, write_json
 
 CODE = Path(__file__).parents[1]
-OURS = {*CODE.glob("*.py"), *CODE.glob("common/*.py")}  # what W&B keeps of it
 PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")
 MODES = ("auto", "online", "offline", "disabled")
 # seconds; W&B itself waits 90 for a server at the start, and for ever at the end
@@ -268,7 +267,10 @@ def _start_wandb(mode: str, settings: Mapping, facts: Mapping, words: dict[str, 
                 if recorded not in (used, str(used)):
                     run.finish(exit_code=1)  # W&B takes a SystemExit that was raised for success
                     raise UserError(f"{key}: W&B records {recorded!r}, the script used {used!r}")
-            run.log_code(str(CODE), include_fn=lambda path: Path(path) in OURS)
+            code = wandb.Artifact("code", type="code")  # log_code would walk through data/, too
+            for path in (*CODE.glob("*.py"), *CODE.glob("common/*.py")):
+                code.add_file(str(path), name=str(path.relative_to(CODE)), skip_cache=True)
+            run.log_artifact(code)
             return run
         except Exception as error:  # no wandb, no login, no server, no such project, ...
             problem = f"W&B does not start {attempt}: {error}".splitlines()[0]

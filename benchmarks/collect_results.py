@@ -22,6 +22,7 @@ import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import atomic_write, read_json, read_rows  # noqa: E402
+from common.runs import Run  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
@@ -92,9 +93,9 @@ def read_run(folder: Path) -> dict | None:
         "settings": settings,
         "facts": facts,
         "summary": summary,
-        "seconds": sum(
-            row.get("time/epoch_seconds", 0) for row in read_rows(folder / "metrics.jsonl")
-        ),
+        "seconds": Run(
+            folder, facts["method"], settings, facts, summary, read_rows(folder / "metrics.jsonl")
+        ).cost()["training_seconds"],
     }
 
 

@@ -17,12 +17,19 @@ import collect_results
 
 def make_run(folder: Path, summary: dict, **settings) -> Path:
     folder.mkdir()
-    settings = dataclasses.asdict(train_ae.Config(**{"dataset": "mnist", **settings}))
+    settings = {"dataset": "mnist", "epochs": 4, **settings}
+    settings = dataclasses.asdict(train_ae.Config(**settings))
     facts = {"method": "ae", "fingerprint": "0" * 64, "device": "a CPU, 2 cores", "threads": 2}
     facts |= {"processes": 1, "python": "3", "torch": "2", "commit": "abc", "mixed_precision": "no"}
+    facts |= {"parameters": 1, "train_images": 1}
     (folder / "config.json").write_text(json.dumps({"settings": settings, "facts": facts}))
     (folder / "summary.json").write_text(json.dumps(summary))
-    rows = [{"step": 1, "time/epoch_seconds": 60.0}, {"step": 1, "time/epoch_seconds": 120.0}]
+    # every second epoch was looked at: 45 s on average, 4 epochs
+    told = {"time/images_per_second": 1.0, "memory/peak_gib": 1.0}
+    rows = [
+        {"step": epoch, "epoch": epoch, "time/epoch_seconds": seconds, **told}
+        for epoch, seconds in ((2, 30.0), (4, 60.0))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -47,7 +54,7 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     assert (names["n"], names["training"], names["report %"]) == ("3", "3 min", "98.18")
     assert names["MSE (PCA)"] == "0.10000 ± 0.00000"
     assert (names["linear %"], names["MAE (PCA)"]) == ("–", "–")
-    assert narrow[-1] == "`train_ae.py --dataset mnist --latent_dim 8`"
+    assert narrow[-1] == "`train_ae.py --dataset mnist --latent_dim 8 --epochs 4`"
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
 

@@ -37,6 +37,7 @@ from common import (
 from common.config import Batch, Count, Fraction, ImageSize, Natural, NonNegative, Positive, parse
 from common.errors import UserError
 from common.files import read_rows
+from common.interruption import Interruption
 from common.losses import probability_mae
 from common.schedules import warmup_cosine
 
@@ -95,7 +96,7 @@ def main(config: Config) -> dict[str, float]:
     if (metrics := runs.finished(run_dir)) is not None:
         tracking.say(f"{run_dir} is finished already; its results are in summary.json", is_main)
         return metrics
-    interruption = runtime.Interruption()
+    interruption = Interruption(run_dir)
 
     # ---------------------------------------------------------------- Data
     place, size = Path(config.data_dir), config.image_size
@@ -130,11 +131,12 @@ def main(config: Config) -> dict[str, float]:
     preprocess = models.Preprocess(images.mean, images.std).to(device)
 
     # ---------------------------------------------------------------- Optimiser
+    parameters = list(network.parameters())
     rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, **rates)
+        optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **rates)
     else:
-        optimizer = torch.optim.AdamW(network.parameters(), **rates)
+        optimizer = torch.optim.AdamW(parameters, **rates)
     model, optimizer = accelerator.prepare(network, optimizer)
     if config.compile:
         model = torch.compile(model)
@@ -143,10 +145,10 @@ def main(config: Config) -> dict[str, float]:
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
 
     # ---------------------------------------------------------------- Resume
-    facts = {"method": METHOD, "train_images": len(images.train)}
-    facts |= {"fingerprint": images.fingerprint, "class_names": images.class_names}
-    facts["parameters"] = sum(p.numel() for p in network.parameters())
     same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
+    facts = {"method": METHOD, "class_names": images.class_names, **same}
+    facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
+    parts = {"network": network, "optimizer": optimizer, "scaler": accelerator.scaler}
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,
@@ -161,46 +163,39 @@ def main(config: Config) -> dict[str, float]:
     epoch = step = 0
     best = {"val/accuracy": -1.0, "epoch": 0}
     # sums since the last row: of the loss, its two parts and the accuracy
-    running, running_steps, mean_loss = torch.zeros(4, device=device), 0, 0.0
+    running, running_steps, mean_loss, seconds = torch.zeros(4, device=device), 0, 0.0, 0.0
     if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        checkpoints.restore(parts, state)
         epoch, step, best = state["epoch"], state["step"], state["best"]
-        running, running_steps, mean_loss = state["running"]
+        running, running_steps, mean_loss, seconds = state["running"]
         running = running.to(device)
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
     def save() -> None:
-        state = {
-            **same,
-            **{"epoch": epoch, "step": step, "best": best, "rows": tracker.rows},
-            "running": (running, running_steps, mean_loss),
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        }
+        place = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
+        place["running"] = running, running_steps, mean_loss, seconds
+        state = {**same, **place, **checkpoints.states(parts)}
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
             save()
-            tracking.say(f"stopped at step {step}; go on with --resume {run_dir}", is_main)
             tracker.stop(128 + number)
-            raise SystemExit(128 + number)
+            interruption.leave(number)
 
     # ---------------------------------------------------------------- Training
+    interruption.hold(accelerator)
+    if state is None:
+        save()  # there is room, and from here on the run goes on as itself
     network.train()
-    parameters = list(network.parameters())
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
-        done = step - epoch * steps_per_epoch
+        first_step = epoch * steps_per_epoch
         bar = tracking.progress(steps_per_epoch, f"epoch {epoch + 1}/{config.epochs}", is_main)
-        bar.update(done)
-        started, first_step = time.perf_counter(), step
-        for positions in batches[done:, local]:
+        bar.update(step - first_step)
+        started = time.perf_counter() - seconds
+        for positions in batches[step - first_step :, local]:
             drawn = augmentation.draw(
                 augment,
                 config.batch_size,
@@ -253,27 +248,29 @@ def main(config: Config) -> dict[str, float]:
                 running, running_steps = torch.zeros(4, device=device), 0
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+            seconds = time.perf_counter() - started
             stop_if_asked()
         bar.close()
-        seconds = time.perf_counter() - started
-        epoch += 1
 
         # every n epochs: evaluate, draw, save
-        if is_main and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
-            latents = evaluation.encode(network.encoder, preprocess, images.validation)
-            with torch.no_grad():
-                logits = network.classifier(latents)
-            row = {
-                "val/cross_entropy": F.cross_entropy(logits, images.validation.labels).item(),
-                "val/probability_mae": probability_mae(logits, images.validation.labels).item(),
-                "val/accuracy": probes.accuracy(logits.argmax(1), images.validation.labels),
-                "val/knn_accuracy": evaluation.knn_accuracy(
-                    network.encoder, preprocess, references, images.validation
-                ),
-                "time/epoch_seconds": seconds,
-                "time/images_per_second": (step - first_step) * config.batch_size / seconds,
-                "memory/peak_gib": runtime.peak_memory_gib(device),
-            }
+        row, done = {}, epoch + 1
+        if is_main and (done % config.evaluate_every == 0 or done == config.epochs):
+            with interruption.dropping():
+                latents = evaluation.encode(network.encoder, preprocess, images.validation)
+                with torch.no_grad():
+                    logits = network.classifier(latents)
+                row = {
+                    "val/cross_entropy": F.cross_entropy(logits, images.validation.labels).item(),
+                    "val/probability_mae": probability_mae(logits, images.validation.labels).item(),
+                    "val/accuracy": probes.accuracy(logits.argmax(1), images.validation.labels),
+                    "val/knn_accuracy": evaluation.knn_accuracy(
+                        network.encoder, preprocess, references, images.validation
+                    ),
+                    **runtime.cost(device, seconds, steps_per_epoch * config.batch_size),
+                }
+        stop_if_asked()  # an evaluation that was under way is redone
+        epoch, seconds = done, 0
+        if row:
             tracker.log(row, step, epoch)
             tracking.say(
                 f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f}, val accuracy "
@@ -282,18 +279,19 @@ def main(config: Config) -> dict[str, float]:
             )
             if row["val/accuracy"] > best["val/accuracy"]:
                 best = {"val/accuracy": row["val/accuracy"], "epoch": epoch}
-                checkpoints.save(run_dir / "checkpoints/best.safetensors", network.state_dict())
+                checkpoints.save_best(run_dir / "checkpoints", network.state_dict())
                 tracker.best(best)
         save()
-        stop_if_asked()
-    interruption.release()
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    interruption.release()
     if not is_main:
         return {}
 
     # ---------------------------------------------------------------- Final evaluation
-    network.load_state_dict(checkpoints.load(run_dir / "checkpoints/best.safetensors"))
+    last = network.state_dict(), {"epoch": epoch}
+    weights, best = checkpoints.load_best(run_dir / "checkpoints", best, otherwise=last)
+    network.load_state_dict(weights)
     network.requires_grad_(False).eval()
     encoder, classifier = network.encoder, network.classifier
     origin = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
@@ -314,8 +312,8 @@ def main(config: Config) -> dict[str, float]:
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
         if pca:
-            codes = evaluation.pca_latents(pca, images)
-            metrics |= evaluation.latent_metrics(codes, classes, "pca", "pca")
+            linear = evaluation.pca_latents(pca, images)
+            metrics |= evaluation.latent_metrics(linear, classes, "pca", "pca")
         else:
             tracking.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
         evaluation.save_latents(run_dir / "latents.npz", codes, shown.labels, predictions)
@@ -337,6 +335,7 @@ def main(config: Config) -> dict[str, float]:
     tracker.artifact(f"{METHOD}-{config.dataset}", "model", files, metrics, ["best"])
     metrics = evaluation.summary(rows, metrics, best)
     lines = tracker.finish(metrics)
+    interruption.end()
     print("", tables.final(metrics), "", *lines, sep="\n")
     return metrics
 

@@ -7,6 +7,7 @@ is code, so reading a checkpoint cannot run any.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,22 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import atomic_write, checksum
+from common.files import checksum, write
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+BEST = "best.safetensors"
+
+
+def states(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `state_dict()` of each part returns, under the same names; None for a part of None."""
+    return {name: None if part is None else part.state_dict() for name, part in parts.items()}
+
+
+def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Give each part its state back."""
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(state[name])
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
@@ -26,9 +40,7 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
 
     At every moment at least one of the two is whole, however the process ends.
     """
-    data = _pack(state)
-    with atomic_write(folder / "next.safetensors") as file:
-        file.write(data)
+    write(folder / "next.safetensors", _pack(state))
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
     os.replace(folder / "next.safetensors", folder / LAST)
@@ -67,10 +79,27 @@ def load_last(folder: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def save_best(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write FOLDER/best.safetensors, atomically."""
+    save(folder / BEST, weights)
+
+
+def load_best(folder: Path, best: dict[str, float], otherwise: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The weights in FOLDER/best.safetensors and `best`, what is known of that epoch.
+
+    A file that is damaged or gone is named, and `otherwise` is returned: the same two of the last
+    epoch, so that its training is not lost.
+    """
+    try:
+        return load(folder / BEST), best
+    except UserError as error:
+        print(f"warning: {error.message}; the weights of the last epoch are used instead")
+        return otherwise
+
+
 def save(path: Path, state: Any) -> None:
     """Write a state to one file, atomically."""
-    with atomic_write(path) as file:
-        file.write(_pack(state))
+    write(path, _pack(state))
 
 
 def load(path: Path) -> Any:

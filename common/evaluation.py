@@ -3,6 +3,7 @@
 The scripts hand over arrays; every figure comes back under the name that all scripts share.
 """
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from common import geometry, plots, probes
-from common.files import atomic_write
+from common.files import write
 
 BATCH = 512
 # The variance of rounding to 8 bits, images in [0,1]: an error below it is none.
@@ -273,8 +274,9 @@ def save_latents(
     """Write latents float32 (N,D), labels int64 (N,) and predictions int64 (N,) as one .npz."""
     arrays = {"latents": latents, "labels": labels, "predictions": predictions}
     arrays |= {} if projections is None else {"projections": projections}
-    with atomic_write(path) as file:
-        np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+    file = io.BytesIO()
+    np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+    write(path, file.getvalue())
 
 
 def summary(

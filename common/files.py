@@ -1,15 +1,19 @@
 """How is a file written so that nobody ever sees half of it?   atomic write, checksum, lock"""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from common.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, our share of it, what one file may be
 
 
 @contextlib.contextmanager
@@ -32,11 +36,44 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         beside.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Delete what `atomic_write` left in `folder` when it was killed; while nobody writes there."""
+    for part in folder.glob(".*.part*"):
+        part.unlink()
+
+
+@contextlib.contextmanager
+def room_for(path: Path, size: int) -> Iterator[None]:
+    """A disk that is full becomes a `UserError` that says which file needs how many bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = next(folder for folder in path.absolute().parents if folder.exists())
+        needed, free = (f"{n / 2**20:.1f} MiB" for n in (size, shutil.disk_usage(place).free))
+        raise UserError(
+            f"no room for {path} ({error.strerror}): it needs {needed}, {free} are free; make room "
+            "and go on (a training with --resume)"
+        ) from None
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a whole file, atomically. `UserError` where there is no room for it."""
+    path = Path(path)
+    with room_for(path, len(data)), atomic_write(path) as file:
+        file.write(data)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file. `UserError` where there is no room for it."""
+    with room_for(path, len(data)), open(path, "ab") as file:
+        file.write(data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinities stay what they are."""
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    write(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def read_json(path: Path) -> Any:

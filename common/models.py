@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import atomic_write, read_json, write_json
+from common.files import read_json, write, write_json
 
 EncoderName = Literal["cnn", "resnet18", "resnet34", "resnet50"]
 DEFAULT_WIDTH = {"cnn": 32, "resnet18": 64, "resnet34": 64, "resnet50": 64}
@@ -293,6 +293,5 @@ def load_classifier(run_dir: str | Path) -> nn.Module:
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write a module's state as safetensors, atomically."""
     state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    with atomic_write(path) as file:
-        # one entry: the order of several is drawn anew each time, and equal runs give equal files
-        file.write(save(state, metadata={"format": "pt"}))
+    # one entry: the order of several is drawn anew each time, and equal runs give equal files
+    write(path, save(state, metadata={"format": "pt"}))

@@ -1,4 +1,4 @@
-"""What do we run on?   threads, processes, precision, signals, and what to record about them"""
+"""What do we run on?   threads, processes, precision, and what to record about them"""
 
 import ctypes
 import math
@@ -126,39 +126,6 @@ def share_batch_norm(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     return network
 
 
-class Interruption:
-    """SIGTERM and Ctrl-C ask for a stop at the end of the step instead of tearing it.
-
-    A second Ctrl-C ends the process at once. A second SIGTERM does not: a launcher that dies of
-    the same Ctrl-C sends one while we still save.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._previous = {
-            number: signal.signal(number, self._remember)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-
-    def _remember(self, number: int, frame: Any) -> None:
-        self.signal = self.signal or number
-        if number == signal.SIGINT:
-            signal.signal(number, self._previous[number])
-
-    def agreed(self, accelerator: Accelerator) -> int:
-        """The signal that any process has received, the same answer in all of them; 0 for none."""
-        if accelerator.num_processes == 1:
-            return self.signal
-        heard = torch.tensor(self.signal, device=accelerator.device)
-        torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
-        return int(heard)
-
-    def release(self) -> None:
-        """Give the signals back to whoever had them before."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
 def if_not_finite(loss: float, step: int, learning_rate: float, precision: str) -> str:
     """What to tell the user when the loss is no number any more; empty while it is one."""
     if math.isfinite(loss):
@@ -185,6 +152,15 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def cost(device: torch.device, seconds: float, images: int) -> dict[str, float]:
+    """What an epoch of `images` took, under the names that all scripts share."""
+    return {
+        "time/epoch_seconds": seconds,
+        "time/images_per_second": images / seconds,
+        "memory/peak_gib": peak_memory_gib(device),
+    }
 
 
 def facts(accelerator: Accelerator) -> dict[str, Any]:

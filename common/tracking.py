@@ -4,6 +4,7 @@ A run folder is whole without W&B: whatever happens to the login, the network or
 training goes on. Only a sweep insists on W&B, since a run that it cannot see is lost to it.
 """
 
+import atexit
 import contextlib
 import functools
 import io
@@ -11,7 +12,6 @@ import json
 import os
 import re
 import secrets
-import shlex
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +21,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common import wandb_runs
 from common.errors import UserError
-from common.files import atomic_write, lock, read_json, write_json
-
-CODE = Path(__file__).parents[1]
-PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")
-MODES = ("auto", "online", "offline", "disabled")
-# seconds; W&B itself waits 90 for a server at the start, and for ever at the end
-LIMITS = {"init_timeout": 20, "finish_timeout": 300, "finish_timeout_raises": True}
+from common.files import append, lock, read_json, remove_parts, room_for, write, write_json
 
 
 def open_tracker(
@@ -39,23 +34,31 @@ def open_tracker(
     """Lock the run folder (made if missing) and start W&B; a `NullTracker` unless `is_main`.
 
     `settings` (the flags) and `facts` (what was found: versions, device, ...) are plain JSON for
-    config.json and W&B, `labels` W&B's name, group, job_type and tags. `mode`, one of MODES: auto
-    asks WANDB_MODE, then goes online if there is a login. `keep_rows=None` starts with no rows; a
-    number resumes with that many (those that the checkpoint knows of), the first settings and the
-    W&B id; `facts` join the list "resumed". `UserError`: unknown mode, or online without a login;
-    the folder is in use or finished; in a sweep: W&B does not start, or recorded other settings.
+    config.json and W&B, `labels` W&B's name, group, job_type and tags. `mode`: auto, online,
+    offline or disabled; auto asks WANDB_MODE, then goes online if there is a login.
+    `keep_rows=None` starts with no rows; a number resumes with that many (those that the
+    checkpoint knows of), the first settings and the W&B id; `facts` join the list "resumed".
+    `UserError`: unknown mode, or online without a login; the folder is in use or finished, or the
+    disk full; in a sweep: W&B does not start, or recorded other settings.
     """
     if not is_main:
         return NullTracker()
     run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:  # gives the lock back if anything below fails
+    # the stack gives the lock back if anything below fails
+    with room_for(run_dir, 2**20), contextlib.ExitStack() as held:
+        run_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(lock(run_dir / ".lock", busy=f"{run_dir} is in use by another process"))
         if (run_dir / "summary.json").exists():
             raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")
+        for folder in (run_dir, run_dir / "checkpoints", run_dir / "figures"):
+            remove_parts(folder)
+        path = run_dir / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if keep_rows is None:
             # a start over gets a new id, too: under the old one W&B drops steps that it has seen
             wandb_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            if (run_dir / "config.json").exists() and not lines:  # it has seen none
+                wandb_id = read_json(run_dir / "config.json")["facts"]["wandb_id"]
             config = {"settings": dict(settings), "facts": {**facts, "wandb_id": wandb_id}}
         else:
             config = read_json(run_dir / "config.json")
@@ -64,14 +67,13 @@ def open_tracker(
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
             words |= {"project": project, "id": config["facts"]["wandb_id"]}
         words |= {"resume": None if keep_rows is None else "allow", "dir": str(run_dir)}
-        run = _start_wandb(mode, settings, facts, words)
-        path = run_dir / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True) if keep_rows and path.exists() else []
-        rows = [line for line in lines[:keep_rows] if line.endswith(b"\n")]
+        run, problems = wandb_runs.start(mode, settings, facts, words)
+        for problem in problems:
+            say(problem)
+        rows = [line for line in lines[: keep_rows or 0] if line.endswith(b"\n")]
         if len(rows) < (keep_rows or 0):  # the power failed
             say(f"{path} has only {len(rows)} of the {keep_rows} rows that the checkpoint knows of")
-        with atomic_write(path) as file:
-            file.writelines(rows)
+        write(path, b"".join(rows))
         write_json(run_dir / "config.json", config)
         (run_dir / "figures").mkdir(exist_ok=True)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
@@ -94,20 +96,22 @@ class Tracker:
         if run is not None:
             held.callback(setattr, sys, "excepthook", sys.excepthook)
             sys.excepthook = functools.partial(_crashed, weakref.ref(self), sys.excepthook)
+            left = functools.partial(wandb_runs.left, run, run_dir)  # not self: it holds the lock
+            held.callback(atexit.unregister, atexit.register(left))
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
         row = {"epoch": epoch, **{name: _cell(value) for name, value in row.items()}}
         self._send(step, lambda wandb: row)
-        with open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+        line = json.dumps({"step": step, **row}) + "\n"
+        append(self._run_dir / "metrics.jsonl", line.encode())
         self.rows += 1
 
     def figure(self, name: str, figure: Any, caption: str, step: int) -> None:
         """Save a Matplotlib figure as figures/NAME.png, atomically, and show it in W&B."""
         path = self._run_dir / "figures" / f"{name}.png"
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png")
+        figure.savefig(file := io.BytesIO(), format="png")
+        write(path, file.getvalue())
         self._send(step, lambda w: {f"figures/{name}": w.Image(str(path), caption=caption)})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence], step: int) -> None:
@@ -158,17 +162,21 @@ class Tracker:
         self._try(lambda run: run.log({}, commit=True))  # a pending row would overwrite these
         self._try(lambda run: run.summary.update(summary))
         try:
-            lines = self._finish_wandb(exit_code=0)
+            problem, lines = self._finish_wandb(exit_code=0)
         finally:  # whoever interrupts a slow upload has a finished run all the same
             write_json(self._run_dir / "summary.json", summary)
             self._held.close()
-        return [*lines, f"figures:      {self._run_dir / 'figures'}"]
+        if problem:
+            say(problem)
+        return [f"figures:      {self._run_dir / 'figures'}", *lines]
 
     def stop(self, exit_code: int, reason: str = "") -> None:
         """Leave an unfinished run, unlocked; in W&B it failed, and a reason becomes an alert."""
         if reason:
             self._alert(reason)
-        self._finish_wandb(exit_code)
+        problem, lines = self._finish_wandb(exit_code)
+        if problem:
+            say(f"{problem}\n{lines[-1]}")
         self._held.close()
 
     def _alert(self, reason: str) -> None:
@@ -195,20 +203,9 @@ class Tracker:
             say(f"W&B: {error}".splitlines()[0], is_main=self._is_wandb_well)
             self._is_wandb_well = False  # once is enough
 
-    def _finish_wandb(self, exit_code: int) -> list[str]:
+    def _finish_wandb(self, exit_code: int) -> tuple[str, list[str]]:
         run, self._run = self._run, None
-        if run is None:
-            return []
-        folder = f"{shlex.quote(str(self._run_dir))}/wandb"
-        part = f"{folder}/{Path(run.dir).parent.name}"
-        parts = f"{folder}/offline-run-*"  # one for each time it was resumed
-        where = f"send to W&B:  wandb sync {parts}" if run.offline else f"W&B:          {run.url}"
-        try:
-            run.finish(exit_code)
-        except Exception as error:  # TimeoutError: no server; all of it is on the disk
-            say(f"W&B did not get everything: {error}".splitlines()[0])
-            where = f"send to W&B:  wandb sync --include-online {part}"
-        return [where, f"look at it:   wandb leet {part}"]
+        return ("", []) if run is None else wandb_runs.finish(run, self._run_dir, exit_code)
 
 
 class NullTracker:
@@ -238,51 +235,6 @@ def say(line: str, is_main: bool = True) -> None:
     if is_main:
         tqdm.write(line)
         sys.stdout.flush()
-
-
-def _start_wandb(mode: str, settings: Mapping, facts: Mapping, words: dict[str, Any]) -> Any:
-    """Return W&B's run: online if wanted and possible, else offline, else None; ask nobody."""
-    mode = (os.environ.get("WANDB_MODE") or mode) if mode == "auto" else mode
-    if mode not in MODES:
-        raise UserError(f"W&B mode {mode!r} (--tracking, WANDB_MODE): use {', '.join(MODES)}")
-    in_sweep, service = "WANDB_SWEEP_ID" in os.environ, os.environ.get("WANDB_SERVICE")
-    must_start = in_sweep or mode == "online"
-    for attempt in {"disabled": (), "offline": ("offline",)}.get(mode, ("online", "offline")):
-        try:
-            import wandb
-
-            wandb.teardown(exit_code=1)  # a failed attempt keeps the id; a broken run is still open
-            with contextlib.redirect_stderr(io.StringIO()):  # it would tell who is logged in
-                if attempt == "online" and not wandb.login(prompt=False, verify=False):
-                    raise wandb.errors.UsageError("no login (wandb login)")
-            must_start = in_sweep  # with a login, only the server can be missing
-            # online, "silent" would hide a failed upload as well
-            words["settings"] = wandb.Settings(quiet=True, silent=attempt == "offline", **LIMITS)
-            run = wandb.init(mode=attempt, config={**settings, **facts}, save_code=True, **words)
-            run.define_metric("epoch", hidden=True)
-            for section in PER_EPOCH:
-                run.define_metric(f"{section}/*", step_metric="epoch")
-            for key, used in settings.items() if in_sweep else ():
-                recorded = run.config.get(key, used)  # the sweep's, whatever the script was told
-                if recorded not in (used, str(used)):
-                    run.finish(exit_code=1)  # W&B takes a SystemExit that was raised for success
-                    raise UserError(f"{key}: W&B records {recorded!r}, the script used {used!r}")
-            code = wandb.Artifact("code", type="code")  # log_code would walk through data/, too
-            for path in (*CODE.glob("*.py"), *CODE.glob("common/*.py")):
-                code.add_file(str(path), name=str(path.relative_to(CODE)), skip_cache=True)
-            run.log_artifact(code)
-            return run
-        except Exception as error:  # no wandb, no login, no server, no such project, ...
-            problem = f"W&B does not start {attempt}: {error}".splitlines()[0]
-            if must_start:
-                raise UserError(problem) from None
-            say(problem)
-            if isinstance(error, ImportError | AttributeError):  # a folder ./wandb, say, is empty
-                return None
-        finally:
-            if service is None:  # W&B sets it, and programs that we start would join its process
-                os.environ.pop("WANDB_SERVICE", None)
-    return None
 
 
 def _crashed(tracker: weakref.ref, then: Callable, kind: type, error: Any, trace: Any) -> None:

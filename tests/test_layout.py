@@ -14,6 +14,7 @@ ALLOWED = {
     "folders": GROUND | {"decoding"},
     "comparison": GROUND | {"evaluation", "probes", "geometry", "robustness"},
     "sheet": GROUND | {"plots"},
+    "tracking": GROUND | {"wandb_runs"},
 }
 SCRIPTS = [*sorted(ROOT.glob("train_*.py")), ROOT / "compare.py"]
 

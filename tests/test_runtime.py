@@ -1,5 +1,4 @@
 import os
-import signal
 import sys
 
 import pytest
@@ -67,22 +66,6 @@ def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, environment, ch
     assert torch.get_num_threads() == (expected if changes else before)
     if changes:  # for libraries that are loaded later
         assert os.environ["OMP_NUM_THREADS"] == str(expected)
-
-
-def test_a_signal_sets_a_flag_and_a_second_ctrl_c_ends():
-    accelerator = runtime.start("no", seed=0)
-    before = signal.getsignal(signal.SIGTERM)
-    interruption = runtime.Interruption()
-    assert interruption.agreed(accelerator) == 0
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)  # a launcher's that dies, too
-    assert interruption.agreed(accelerator) == signal.SIGTERM
-    os.kill(os.getpid(), signal.SIGINT)
-    assert interruption.agreed(accelerator) == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-    interruption.release()
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(("device", "processes"), [("cuda", 2), ("cuda", 1), ("cpu", 2)])

@@ -16,6 +16,7 @@ import train_supcon
 from common import checkpoints, data, evaluation, models, runtime
 from common.config import parse
 from common.errors import UserError
+from common.interruption import Interruption
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -179,7 +180,7 @@ def test_stopped_and_resumed_gives_the_same_bits(straight, tmp_path, monkeypatch
         return signal.SIGTERM if asked == stop_after else 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.Interruption, "agreed", agreed)
+        patch.setattr(Interruption, "agreed", agreed)
         with pytest.raises(SystemExit) as stop:
             run(method, tmp_path / "run")
     assert stop.value.code == 143
@@ -224,7 +225,7 @@ def test_other_images_are_not_continued_with(straight, tmp_path, monkeypatch):
         return signal.SIGTERM
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.Interruption, "agreed", agreed)
+        patch.setattr(Interruption, "agreed", agreed)
         with pytest.raises(SystemExit):
             run(method, tmp_path / "run")
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)

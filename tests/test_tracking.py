@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import runs, tracking
+from common import runs, tracking, wandb_runs
 from common.errors import UserError
 from common.files import lock
 
@@ -233,7 +233,7 @@ def test_a_sweep_that_records_other_values_is_refused(monkeypatch):
 def test_offline_run_without_login(capfd, monkeypatch):
     import wandb
 
-    environment = dict(os.environ)
+    environment = os.environ | wandb_runs.ENVIRONMENT
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked"))
     tracker = open_run("run", mode="auto")
     assert dict(os.environ) == environment
@@ -255,9 +255,9 @@ def test_offline_run_without_login(capfd, monkeypatch):
     lines = tracker.finish({"test/accuracy": 0.75, "val/accuracy": 0.625})
     assert spy.seen == [False]  # summary.json comes after W&B's end
     assert lines == [
-        "send to W&B:  wandb sync run/wandb/offline-run-*",
-        f"look at it:   wandb leet {folder}",
         "figures:      run/figures",
+        f"look at it:   wandb leet {folder}",
+        "send to W&B:  wandb sync run/wandb/offline-run-*",
     ]
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert any(name.startswith("files/media/images/figures/curves_1_") for name in files)

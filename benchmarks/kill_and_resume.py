@@ -1,0 +1,207 @@
+"""Does a run that is killed at any moment and resumed end with the same bits?
+
+    python benchmarks/kill_and_resume.py                      20 kills per script, 1 process
+    python benchmarks/kill_and_resume.py --processes 2 --kills 5
+
+Per script: one run without a fault, then runs that `kill -9` ends at a random moment of it, and
+`--resume` takes to the end. Compared are the weights, the latents, the rows of metrics.jsonl (but
+for times and memory), the figures and the W&B id. The runs are forked from one process that has
+imported everything, since the imports take longer than the training of so small a network.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["WANDB_MODE"] = "offline"
+os.environ["OMP_NUM_THREADS"] = "1"  # no pool of threads that a fork would lose
+
+import numpy as np  # noqa: E402
+import sklearn.manifold  # noqa: E402, F401
+import wandb  # noqa: E402, F401
+
+import train_ae  # noqa: E402
+import train_joint  # noqa: E402
+import train_supcon  # noqa: E402
+from common.config import parse  # noqa: E402
+from common.files import read_json, read_rows, write_json  # noqa: E402
+
+TINY = (
+    *("--limit_train=256", "--epochs=3", "--batch_size=32", "--width=8", "--log_every=3"),
+    *("--tsne_images=40", "--warmup_epochs=0.5"),
+)
+SCRIPTS = {
+    "ae": (train_ae, ("--hidden_dim=32", "--classifier_epochs=3", "--classifier_views=2")),
+    "joint": (train_joint, ("--learning_rate=0.05",)),
+    "supcon": (train_supcon, ("--encoder=cnn", "--learning_rate=0.05")),
+}
+TIMED = ("time/", "memory/")
+
+
+def main(methods: list[str], kills: int, processes: int, tracking: str, seed: int) -> list[dict]:
+    """One dict per script: how often it was tried, survived, lost, and each kill."""
+    chance = random.Random(seed)
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        for method in methods:
+            straight = Path(place, method)
+            started = time.perf_counter()
+            finish(method, straight, processes, tracking)
+            duration = time.perf_counter() - started
+            trials = []
+            for number in range(kills):
+                folder = Path(place, f"{method}-{number}")
+                moment = chance.uniform(0, duration)
+                trial = kill(method, folder, processes, tracking, moment, chance)
+                finish(method, folder, processes, tracking)
+                trial["lost"] = differences(straight, folder, trial["wandb_id"])
+                trials.append(trial)
+                shutil.rmtree(folder)
+            lost = sum(bool(trial["lost"]) for trial in trials)
+            counts = {"tried": kills, "survived": kills - lost, "lost": lost}
+            about = {"script": method, "processes": processes, "seconds": duration}
+            found.append({**about, **counts, "kills": trials})
+    return found
+
+
+def start(method: str, folder: Path, processes: int, tracking: str) -> list[int]:
+    """Fork the processes of one run, that starts or goes on in `folder`; return their ids."""
+    script, own = SCRIPTS[method]
+    words = [f"--resume={folder}", f"--tracking={tracking}"]
+    if not (folder / "config.json").exists():
+        words += [*TINY, *own]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ids = []
+    sys.stdout.flush()
+    for rank in range(processes):
+        ids.append(os.fork())
+        if ids[-1]:
+            continue
+        code = 1
+        try:
+            if processes > 1:  # what torchrun sets
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+                os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            script.main(parse(script.Config, words))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return ids
+
+
+def finish(method: str, folder: Path, processes: int, tracking: str) -> None:
+    for process in start(method, folder, processes, tracking):
+        if os.waitpid(process, 0)[1]:
+            sys.exit(f"{folder} did not go on:\n{Path(f'{folder}.log').read_text()}")
+
+
+def kill(
+    method: str, folder: Path, processes: int, tracking: str, moment: float, chance: random.Random
+) -> dict:
+    """Start a run, kill -9 one of its processes after `moment` seconds, then the others."""
+    ids = start(method, folder, processes, tracking)
+    time.sleep(moment)
+    chance.shuffle(ids)
+    for process in ids:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    config = folder / "config.json"
+    wandb_id = read_json(config)["facts"]["wandb_id"] if config.exists() else None
+    return {"seconds": moment, "in": stage(folder), "wandb_id": wandb_id}
+
+
+def stage(folder: Path) -> str:
+    """What the run in `folder` was at when it was killed, as far as its files tell."""
+    checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
+    if (folder / "summary.json").exists():
+        return "finished"
+    if not (checkpoints / "last.safetensors").exists():
+        return "set-up"
+    if any(checkpoints.glob(".*.part*")) or (checkpoints / "next.safetensors").exists():
+        return "checkpoint"
+    if (folder / "encoder.json").exists():
+        return "classifier, final evaluation"
+    lines = [line for line in rows.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    last = json.loads(lines[-1]) if lines else {}
+    return "evaluation" if "train/loss" in last and last["epoch"] % 1 == 0 else "training"
+
+
+def differences(straight: Path, folder: Path, wandb_id: str | None) -> list[str]:
+    """What is not as it is in the run without a fault, or is left over; `wandb_id`: at the kill."""
+    names = {str(path.relative_to(straight)) for path in straight.glob("*.safetensors")}
+    names |= {str(path.relative_to(straight)) for path in straight.glob("figures/*")}
+    pairs = {name: (straight / name, folder / name) for name in names}
+    wrong = [n for n, (a, b) in pairs.items() if not b.exists() or a.read_bytes() != b.read_bytes()]
+    first, second = (np.load(run / "latents.npz") for run in (straight, folder))
+    wrong += [n for n in first.files if not np.array_equal(first[n], second[n])]
+    first, second = (timeless(read_rows(run / "metrics.jsonl")) for run in (straight, folder))
+    wrong += [] if first == second else ["metrics.jsonl"]
+    first, second = (timeless([read_json(run / "summary.json")]) for run in (straight, folder))
+    wrong += [] if first == second else ["summary.json"]
+    ids = {path.name.split("-")[-1] for path in folder.glob("wandb/offline-run-*")}
+    wrong += ["W&B id"] if wandb_id and ids - {wandb_id} else []
+    return wrong + [path.name for path in folder.rglob(".*.part*")]
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith(TIMED)} for row in rows]
+
+
+def table(found: list[dict]) -> str:
+    lines = [f"{'script':8}{'processes':>10}{'tried':>7}{'survived':>10}{'lost':>6}  killed in"]
+    for run in found:
+        stages = Counter(trial["in"] for trial in run["kills"])
+        where = ", ".join(f"{name} {count}" for name, count in stages.most_common())
+        lines.append(
+            f"{run['script']:8}{run['processes']:>10}{run['tried']:>7}{run['survived']:>10}"
+            f"{run['lost']:>6}  {where}"
+        )
+        lines += [
+            f"  lost at {trial['seconds']:.2f} s in {trial['in']}: {', '.join(trial['lost'])}"
+            for trial in run["kills"]
+            if trial["lost"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--kills", type=int, default=20, help="per script")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--tracking", choices=("offline", "disabled"), default="offline")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, help="write the counts there as JSON")
+    arguments = parser.parse_args()
+    results = main(
+        arguments.scripts,
+        arguments.kills,
+        arguments.processes,
+        arguments.tracking,
+        arguments.seed,
+    )
+    print(table(results))
+    if arguments.out:
+        write_json(arguments.out, results)
+    sys.exit(any(run["lost"] for run in results))

@@ -1,12 +1,13 @@
 """Does a run that is killed at any moment and resumed end with the same bits?
 
-    python benchmarks/kill_and_resume.py                      20 kills per script, 1 process
-    python benchmarks/kill_and_resume.py --processes 2 --kills 5
+    python benchmarks/kill_and_resume.py                      20 random kills per script
+    python benchmarks/kill_and_resume.py --processes 2 --kills 5 --points
 
-Per script: one run without a fault, then runs that `kill -9` ends at a random moment of it, and
-`--resume` takes to the end. Compared are the weights, the latents, the rows of metrics.jsonl (but
-for times and memory), the figures and the W&B id. The runs are forked from one process that has
-imported everything, since the imports take longer than the training of so small a network.
+Per script: one run without a fault, then runs that `kill -9` ends at a random moment of it, or at
+a point where it would hurt most (POINTS), and `--resume` takes to the end. Compared are the
+weights, the latents, the rows of metrics.jsonl (but for times and memory), the figures and the W&B
+id. The runs are forked from one process that has imported everything, since the imports take
+longer than the training of so small a network.
 """
 
 import argparse
@@ -35,22 +36,35 @@ import wandb  # noqa: E402, F401
 import train_ae  # noqa: E402
 import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
+from common import tracking  # noqa: E402
 from common.config import parse  # noqa: E402
 from common.files import read_json, read_rows, write_json  # noqa: E402
 
 TINY = (
-    *("--limit_train=256", "--epochs=3", "--batch_size=32", "--width=8", "--log_every=3"),
+    *("--limit_train=256", "--epochs=2", "--batch_size=32", "--width=8", "--log_every=3"),
     *("--tsne_images=40", "--warmup_epochs=0.5"),
 )
 SCRIPTS = {
-    "ae": (train_ae, ("--hidden_dim=32", "--classifier_epochs=3", "--classifier_views=2")),
+    "ae": (train_ae, ("--hidden_dim=32", "--classifier_epochs=2", "--classifier_views=2")),
     "joint": (train_joint, ("--learning_rate=0.05",)),
     "supcon": (train_supcon, ("--encoder=cnn", "--learning_rate=0.05")),
 }
 TIMED = ("time/", "memory/")
+# Killed before or after the file is renamed into place for the n-th time; or half a row is written.
+POINTS = {
+    "checkpoint": ("next.safetensors", 3, "before"),
+    "between": ("last.safetensors", 3, "before"),  # the one before it is previous.safetensors now
+    "best": ("best.safetensors", 1, "after"),
+    "row": ("metrics.jsonl", 6, "half"),
+    "encoder": ("encoder.safetensors", 1, "before"),
+    "unfinished": ("summary.json", 1, "before"),
+    "finished": ("summary.json", 1, "after"),
+}
 
 
-def main(methods: list[str], kills: int, processes: int, tracking: str, seed: int) -> list[dict]:
+def main(
+    methods: list[str], kills: int, points: list[str], processes: int, mode: str, seed: int
+) -> list[dict]:
     """One dict per script: how often it was tried, survived, lost, and each kill."""
     chance = random.Random(seed)
     found = []
@@ -58,28 +72,33 @@ def main(methods: list[str], kills: int, processes: int, tracking: str, seed: in
         for method in methods:
             straight = Path(place, method)
             started = time.perf_counter()
-            finish(method, straight, processes, tracking)
+            finish(method, straight, processes, mode)
             duration = time.perf_counter() - started
             trials = []
-            for number in range(kills):
+            moments = [chance.uniform(0, duration) for _ in range(kills)]
+            for number, moment in enumerate([*moments, *points]):
                 folder = Path(place, f"{method}-{number}")
-                moment = chance.uniform(0, duration)
-                trial = kill(method, folder, processes, tracking, moment, chance)
-                finish(method, folder, processes, tracking)
+                trial = kill(method, folder, processes, mode, moment, chance)
+                finish(method, folder, processes, mode)
                 trial["lost"] = differences(straight, folder, trial["wandb_id"])
                 trials.append(trial)
                 shutil.rmtree(folder)
             lost = sum(bool(trial["lost"]) for trial in trials)
-            counts = {"tried": kills, "survived": kills - lost, "lost": lost}
+            counts = {"tried": len(trials), "survived": len(trials) - lost, "lost": lost}
             about = {"script": method, "processes": processes, "seconds": duration}
             found.append({**about, **counts, "kills": trials})
     return found
 
 
-def start(method: str, folder: Path, processes: int, tracking: str) -> list[int]:
-    """Fork the processes of one run, that starts or goes on in `folder`; return their ids."""
+def start(
+    method: str, folder: Path, processes: int, mode: str, point: str | None = None
+) -> list[int]:
+    """Fork the processes of one run, that starts or goes on in `folder`; return their ids.
+
+    At `point`, one of POINTS, its first process kills itself.
+    """
     script, own = SCRIPTS[method]
-    words = [f"--resume={folder}", f"--tracking={tracking}"]
+    words = [f"--resume={folder}", f"--tracking={mode}"]
     if not (folder / "config.json").exists():
         words += [*TINY, *own]
     with socket.socket() as free:
@@ -100,6 +119,8 @@ def start(method: str, folder: Path, processes: int, tracking: str) -> list[int]
             output = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
+            if point and rank == 0:
+                die_at(*POINTS[point])
             script.main(parse(script.Config, words))
             code = 0
         except BaseException:
@@ -110,25 +131,55 @@ def start(method: str, folder: Path, processes: int, tracking: str) -> list[int]
     return ids
 
 
-def finish(method: str, folder: Path, processes: int, tracking: str) -> None:
-    for process in start(method, folder, processes, tracking):
+def finish(method: str, folder: Path, processes: int, mode: str) -> None:
+    for process in start(method, folder, processes, mode):
         if os.waitpid(process, 0)[1]:
             sys.exit(f"{folder} did not go on:\n{Path(f'{folder}.log').read_text()}")
 
 
-def kill(
-    method: str, folder: Path, processes: int, tracking: str, moment: float, chance: random.Random
-) -> dict:
-    """Start a run, kill -9 one of its processes after `moment` seconds, then the others."""
-    ids = start(method, folder, processes, tracking)
-    time.sleep(moment)
-    chance.shuffle(ids)
+def die_at(name: str, count: int, when: str) -> None:
+    """Let this process kill itself where POINTS says."""
+    rename, append = os.replace, tracking.append
+    passed = Counter()
+
+    def now(path: Path, at: str) -> bool:
+        passed[at] += Path(path).name == name
+        return at == when and passed[at] == count and Path(path).name == name
+
+    def replace(source: Path, path: Path) -> None:
+        if now(path, "before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, path)
+        if now(path, "after"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def append_half(path: Path, data: bytes) -> None:
+        if now(path, "half"):
+            append(path, data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(path, data)
+
+    os.replace, tracking.append = replace, append_half
+
+
+def kill(method: str, folder: Path, processes: int, mode: str, moment: float | str, chance) -> dict:
+    """Start a run; after `moment` seconds, or at that point, kill -9 one process, then the others.
+
+    `chance` (a `random.Random`) draws which one is first.
+    """
+    if isinstance(moment, str):
+        ids = start(method, folder, processes, mode, point=moment)
+        os.waitid(os.P_PID, ids[0], os.WEXITED | os.WNOWAIT)
+    else:
+        ids = start(method, folder, processes, mode)
+        time.sleep(moment)
+        chance.shuffle(ids)
     for process in ids:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
     config = folder / "config.json"
     wandb_id = read_json(config)["facts"]["wandb_id"] if config.exists() else None
-    return {"seconds": moment, "in": stage(folder), "wandb_id": wandb_id}
+    return {"at": moment, "in": stage(folder), "wandb_id": wandb_id}
 
 
 def stage(folder: Path) -> str:
@@ -178,7 +229,7 @@ def table(found: list[dict]) -> str:
             f"{run['lost']:>6}  {where}"
         )
         lines += [
-            f"  lost at {trial['seconds']:.2f} s in {trial['in']}: {', '.join(trial['lost'])}"
+            f"  lost at {trial['at']} in {trial['in']}: {', '.join(trial['lost'])}"
             for trial in run["kills"]
             if trial["lost"]
         ]
@@ -188,7 +239,8 @@ def table(found: list[dict]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
-    parser.add_argument("--kills", type=int, default=20, help="per script")
+    parser.add_argument("--kills", type=int, default=20, help="random ones per script")
+    parser.add_argument("--points", nargs="*", choices=POINTS, default=list(POINTS))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tracking", choices=("offline", "disabled"), default="offline")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -197,6 +249,7 @@ if __name__ == "__main__":
     results = main(
         arguments.scripts,
         arguments.kills,
+        arguments.points,
         arguments.processes,
         arguments.tracking,
         arguments.seed,

@@ -51,7 +51,7 @@ def room_for(path: Path, size: int) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         place = next(folder for folder in path.absolute().parents if folder.exists())
-        needed, free = (f"{n / 2**20:.1f} MiB" for n in (size, shutil.disk_usage(place).free))
+        needed, free = (f"{n / 2**20:,.2f} MiB" for n in (size, shutil.disk_usage(place).free))
         raise UserError(
             f"no room for {path} ({error.strerror}): it needs {needed}, {free} are free; make room "
             "and go on (a training with --resume)"

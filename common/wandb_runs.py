@@ -91,14 +91,15 @@ def finish(run: Any, run_dir: Path, exit_code: int) -> tuple[str, list[str]]:
     parts = f"{folder}/offline-run-*"  # one for each time it was resumed
     where = f"send to W&B:  wandb sync {parts}" if run.offline else f"W&B:          {run.url}"
     problem = ""
-    limit = threading.Timer(STOP_SECONDS, _abandon)
+    is_late = threading.Event()
+    limit = threading.Timer(STOP_SECONDS, lambda: (is_late.set(), _abandon()))
     if exit_code:
         limit.start()
     try:
         run.finish(exit_code)
     except Exception as error:  # no server; all of it is on the disk
-        late = f"no answer within {STOP_SECONDS} s" if limit.finished.is_set() else error
-        problem = f"W&B did not get everything: {late}".splitlines()[0]
+        reason = f"no answer within {STOP_SECONDS} s" if is_late.is_set() else error
+        problem = f"W&B did not get everything: {reason}".splitlines()[0]
         where = f"send to W&B:  wandb sync --include-online {part}"
     except BaseException:  # stopped while it was uploading
         time.sleep(1)  # for the last rows to reach the disk

@@ -1,6 +1,7 @@
 """What every test shares: few threads, nothing of the user's W&B, a fresh Accelerator each time."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,22 @@ os.environ["WANDB_MODE"] = "offline"  # no test may reach a network
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerator():
+def _fresh_process():
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="session", params=["ae", "joint", "supcon"])
+def straight(tmp_path_factory, request):
+    """A whole run of each script: method, run folder, and what it returned."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    return request.param, folder, tiny.run(request.param, folder)
 
 
 @pytest.fixture

@@ -1,0 +1,311 @@
+"""What happens to real runs: kills, signals, full disks, dead processes, dead servers.
+
+No run loses its work: it stops with a line, and goes on to the bits of a run without the fault.
+Damaged checkpoints are in test_checkpoints.py, a stop between two steps in test_scripts.py.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import SCRIPTS, TINY, assert_same_bits, resume, run
+
+from common import checkpoints, evaluation, tracking, wandb_runs
+from common.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ROOT / "benchmarks"
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_bits(run_command, tmp_path):
+    """At a random one, and between the two renames that replace a checkpoint."""
+    seed = str(int(time.time()))
+    words = ("--kills", "1", "--points", "between", "--tracking", "disabled", "--seed", seed)
+    found = killed(run_command, tmp_path, *words)
+    assert [(part["tried"], part["survived"], part["lost"]) for part in found] == [(2, 2, 0)] * 3
+    assert [part["kills"][1]["in"] for part in found] == ["checkpoint"] * 3  # and not elsewhere
+
+
+def test_killed_while_a_row_is_written_or_after_the_last_file(run_command, tmp_path):
+    words = ("--scripts", "joint", "--kills", "0", "--points", "row", "finished")
+    (found,) = killed(run_command, tmp_path, *words, "--tracking", "offline")
+    assert (found["tried"], found["survived"], found["lost"]) == (2, 2, 0)
+    assert [kill["in"] for kill in found["kills"]] == ["evaluation", "finished"]
+
+
+def killed(run_command, tmp_path: Path, *words: str) -> list[dict]:
+    words = (PROGRAMS / "kill_and_resume.py", *words, "--out", "counts.json")
+    done = run_command(sys.executable, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "counts.json").read_text())
+
+
+def test_what_a_kill_leaves_beside_the_files_is_cleared_away(tmp_path):
+    folder = tmp_path / "run"
+    parts = [
+        folder / ".encoder.123.part.safetensors",
+        folder / "checkpoints/.next.123.part.safetensors",
+        folder / "figures/.tsne.123.part.png",
+    ]
+    for part in parts:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"half")
+    open_tracker(folder).stop(1)
+    assert not any(part.exists() for part in parts)
+
+
+def open_tracker(folder: Path, mode: str = "disabled"):
+    words = {"settings": {}, "facts": {}, "labels": {}, "project": "test", "is_main": True}
+    return tracking.open_tracker(folder, mode=mode, keep_rows=None, **words)
+
+
+def test_killed_before_its_first_row_a_run_keeps_its_wandb_id(tmp_path):
+    def wandb_id() -> str:
+        return json.loads((tmp_path / "run/config.json").read_text())["facts"]["wandb_id"]
+
+    open_tracker(tmp_path / "run").stop(1)
+    first = wandb_id()
+    tracker = open_tracker(tmp_path / "run")
+    assert wandb_id() == first
+    tracker.log({"x": 1}, step=1, epoch=0)
+    tracker.stop(1)
+    open_tracker(tmp_path / "run").stop(1)  # its checkpoints were deleted: W&B has seen step 1
+    assert wandb_id() != first
+
+
+@pytest.mark.parametrize("straight", ["joint"], indirect=True)
+def test_a_damaged_best_checkpoint_costs_the_best_epoch_only(straight, tmp_path, capsys):
+    method, folder, _ = straight
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    best = tmp_path / "run/checkpoints/best.safetensors"
+    data = bytearray(best.read_bytes())
+    data[len(data) // 2] ^= 1
+    best.write_bytes(data)
+    metrics = resume(method, tmp_path / "run")
+    assert f"warning: checkpoint {best} is damaged" in capsys.readouterr().out
+    last = checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")
+    assert metrics["best/epoch"] == last["epoch"] == 2
+    assert not [name for name in metrics if name.startswith("best/val")]
+
+
+# --- SIGTERM and Ctrl-C ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("straight", "measure", "number", "code"),
+    [
+        ("joint", "knn_accuracy", signal.SIGTERM, 143),
+        ("supcon", "knn_accuracy", signal.SIGINT, 130),
+        ("ae", "latent_pictures", signal.SIGTERM, 143),
+        ("supcon", "latent_metrics", signal.SIGINT, 130),
+    ],
+    indirect=["straight"],
+)
+def test_a_signal_ends_an_evaluation_at_once_and_it_is_redone(
+    straight, tmp_path, monkeypatch, capfd, measure, number, code
+):
+    """In the middle of training, and in the stage of the classifier and the pictures."""
+    method, folder, _ = straight
+
+    def asked(*words, **options):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, measure, asked)
+        with pytest.raises(SystemExit) as stop:
+            run(method, tmp_path / "run")
+    assert stop.value.code == code
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last == f"stopped; go on with --resume {tmp_path / 'run'}"
+    del stop  # it holds the frame, which holds the lock
+    resume(method, tmp_path / "run")
+    assert_same_bits(folder, tmp_path / "run")
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {root!r})
+from common import evaluation
+measure = evaluation.knn_accuracy
+def slow(*words):
+    calls.append(words)
+    if len(calls) == {slow_at}:
+        print("evaluating", flush=True)
+        time.sleep(100)
+    return measure(*words)
+calls, evaluation.knn_accuracy = [], slow
+import train_joint
+from common.config import parse
+train_joint.main(parse(train_joint.Config))
+"""
+
+
+def test_two_processes_stop_together(tmp_path):
+    """One is killed, then, of the resumed run, both are asked to stop; by torchrun itself."""
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
+
+    def launch(slow_at: int, *words: str) -> tuple[subprocess.Popen, list[int]]:
+        """Start, wait for that evaluation; the launcher and the processes that it started."""
+        (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT), slow_at=slow_at))
+        process = subprocess.Popen(
+            [*launcher, "slow.py", *words],
+            cwd=tmp_path,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        lines = []
+        while (line := process.stdout.readline()) != "evaluating\n":
+            lines.append(line)
+            assert line, f"it ended before that evaluation: {''.join(lines)}"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return process, [int(child) for child in children]
+
+    def end(process: subprocess.Popen, within: float) -> str:
+        started = time.monotonic()
+        try:
+            text, _ = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # nobody is left
+                os.killpg(process.pid, signal.SIGKILL)
+        assert time.monotonic() - started < within
+        assert process.returncode not in (0, None)
+        return text
+
+    process, ranks = launch(2, *TINY, *SCRIPTS["joint"][1], "--run_dir=run")
+    os.kill(ranks[1], signal.SIGKILL)  # the first is evaluating and does not hear of it yet
+    text = end(process, within=30)
+    assert "error: process 0 stops, since another one has ended; go on with --resume run" in text
+    assert "gloo" not in text  # no trace of ours
+
+    process, _ = launch(1, "--resume=run")
+    process.send_signal(signal.SIGTERM)
+    text = end(process, within=10)
+    assert text.count("stopped; go on with --resume run") == 1
+    assert "error: process" not in text
+    state = checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")
+    assert (state["epoch"], state["step"]) == (1, 16)  # the second evaluation is still to come
+
+
+# --- full disks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("room", "measure", "full"),
+    [
+        (30_000, "knn_accuracy", "best.safetensors"),
+        (100, "knn_accuracy", "metrics.jsonl"),
+        (30_000, "latent_metrics", "latents.npz"),
+        (10_000, "latent_pictures", r"\w+.png"),
+    ],
+)
+@pytest.mark.parametrize("straight", ["joint"], indirect=True)  # all write through common/files.py
+def test_a_full_disk_stops_with_one_line_and_loses_nothing(
+    straight, tmp_path, monkeypatch, room, measure, full
+):
+    """The system refuses every file beyond `room` bytes from the first call of `measure` on."""
+    method, folder, _ = straight
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = getattr(evaluation, measure)
+
+    def fill(*words, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        return original(*words, **options)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation, measure, fill)
+            message = rf"no room for \S+{full} .* it needs \S+ MiB, \S+ MiB are free; make room"
+            with pytest.raises(UserError, match=message) as error:
+                run(method, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in error.value.message
+    del error
+    assert checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")
+    assert not list((tmp_path / "run").rglob(".*.part*"))
+    resume(method, tmp_path / "run")
+    assert_same_bits(folder, tmp_path / "run")
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError if os.geteuid() else IsADirectoryError):
+        (tmp_path / "file").mkdir()
+        tracking.append(tmp_path / "file", b"row")
+
+
+# --- W&B ------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_away_costs_one_line(tmp_path, monkeypatch, capfd):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setitem(wandb_runs.LIMITS, "init_timeout", 1)
+        tracker = open_tracker(tmp_path / "run", mode="auto")
+        tracker.log({"train/loss": 1.0}, step=1, epoch=0)
+        lines = tracker.finish({"test/accuracy": 1.0})
+    assert capfd.readouterr().out.count("W&B does not start online") == 1
+    assert lines[-1] == f"send to W&B:  wandb sync {tmp_path}/run/wandb/offline-run-*"
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == {"test/accuracy": 1.0}
+
+
+class Upload:
+    """A run of W&B whose upload does not end before its process does."""
+
+    offline, url = False, "http://server/run"
+
+    def __init__(self, folder: Path):
+        self.dir = str(folder / "run-1/files")
+        self.is_abandoned = False
+
+    def finish(self, exit_code: int) -> None:
+        for _ in range(100):
+            time.sleep(0.02)
+            if self.is_abandoned:
+                raise ConnectionError("W&B's process is gone")
+
+
+def test_a_stop_does_not_wait_for_an_upload_and_a_finished_run_does(tmp_path, monkeypatch):
+    upload = Upload(tmp_path)
+    monkeypatch.setattr(wandb_runs, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(wandb_runs, "_abandon", lambda: setattr(upload, "is_abandoned", True))
+    problem, lines = wandb_runs.finish(upload, tmp_path, exit_code=143)
+    assert problem == "W&B did not get everything: no answer within 0.1 s"
+    assert lines[-1] == f"send to W&B:  wandb sync --include-online {tmp_path}/wandb/run-1"
+    upload.is_abandoned = False
+    problem, lines = wandb_runs.finish(upload, tmp_path, exit_code=0)
+    assert (problem, lines[-1]) == ("", "W&B:          http://server/run")
+
+
+# --- long runs ------------------------------------------------------------------------------------
+
+
+def test_no_epoch_leaves_memory_files_or_threads_behind(run_command, tmp_path):
+    words = ("--epochs", "12", "--scripts", "joint", "--tracking", "disabled", "--out", "long.json")
+    done = run_command(sys.executable, PROGRAMS / "long_run.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads((tmp_path / "long.json").read_text())
+    assert found["epochs"] == 12
+    assert found["early"]["files"] == found["late"]["files"]
+    assert found["early"]["threads"] == found["late"]["threads"]
+    assert found["late"]["mib"] < 1.02 * found["early"]["mib"]

@@ -1,0 +1,55 @@
+"""Each script on a part of digits, small enough to train in a second or two."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import train_ae
+import train_joint
+import train_supcon
+from common.config import parse
+
+TINY = (
+    "--limit_train=256",
+    "--epochs=2",
+    "--batch_size=32",
+    "--warmup_epochs=0.5",
+    "--width=8",
+    "--tsne_images=40",
+    "--log_every=3",
+    "--tracking=disabled",
+)
+SCRIPTS = {
+    "ae": (train_ae, ("--hidden_dim=32", "--classifier_epochs=2", "--classifier_views=2")),
+    "joint": (train_joint, ("--learning_rate=0.05",)),
+    "supcon": (train_supcon, ("--encoder=cnn", "--learning_rate=0.05")),
+}
+TIMED = ("time/", "memory/")  # what differs between two equal runs
+
+
+def run(method: str, folder: Path, *words: str) -> dict[str, float]:
+    script, own = SCRIPTS[method]
+    return script.main(parse(script.Config, [*TINY, *own, *words, f"--run_dir={folder}"]))
+
+
+def resume(method: str, folder: Path, *words: str) -> dict[str, float]:
+    script, _ = SCRIPTS[method]
+    return script.main(parse(script.Config, [*words, f"--resume={folder}"]))
+
+
+def rows_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows
+    ]
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    figures = [str(path.relative_to(a)) for path in a.glob("figures/*")]
+    for name in ("encoder.safetensors", "classifier.safetensors", *figures):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    first, second = (np.load(folder / "latents.npz") for folder in (a, b))
+    for name in first.files:
+        assert np.array_equal(first[name], second[name]), name
+    assert rows_of(a) == rows_of(b)

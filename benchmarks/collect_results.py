@@ -61,17 +61,7 @@ METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contra
 PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy", "pca/accuracy")
 COLUMNS = (
     *("method", "encoder", "classifier %", "linear %", "kNN %", "classifier on PCA %"),
-    *(
-        "report %",
-        "peer %",
-        "MSE (PCA)",
-        "MAE (PCA)",
-        "n",
-        "epochs",
-        "training",
-        "precision",
-        "command",
-    ),
+    *("report %", "peer %", "MSE (PCA)", "MAE (PCA)", "n", "epochs", "training", "precision"),
 )
 
 
@@ -86,6 +76,8 @@ def main(folders: list[Path], write: bool) -> str:
     for title in dict.fromkeys(data for data, _, _ in groups):
         rows = [row_of(found) for (data, _, _), found in groups.items() if data == title]
         text += f"\n### {title}\n\n" + markdown(COLUMNS, rows)
+        lines = [command(found[0]) for (data, _, _), found in groups.items() if data == title]
+        text += "\nThe commands, row by row:\n\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
     text += "\n"
     short = headline(groups)
@@ -167,7 +159,6 @@ def row_of(runs: list[dict]) -> list[str]:
         str(settings["epochs"]),
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
         facts.get("mixed_precision", facts.get("precision")),
-        f"`{command(runs[0])}`",
     ]  # fmt: skip
 
 
@@ -201,7 +192,7 @@ def with_line(runs: list[dict], name: str) -> str:
 
 
 def command(run: dict) -> str:
-    """The command line that gives this run again: what differs from the defaults."""
+    """The command line of this run but for its seed: what differs from the defaults."""
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
     words = [
@@ -209,7 +200,7 @@ def command(run: dict) -> str:
         for name, value in run["settings"].items()
         if name not in NOT_IN_A_COMMAND and name in defaults and value != defaults[name]
     ]
-    return " ".join([f"{script.__name__}.py", *words])
+    return " ".join(["python", f"{script.__name__}.py", *words])
 
 
 def surroundings(runs: list[dict]) -> str:

@@ -49,13 +49,14 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     other = make_run(tmp_path / "other", {"test/accuracy": 0.5}, latent_dim=8, test=True)
     text = collect_results.main([*runs, other], write=False)
     assert "### MNIST" in text
-    wide, narrow = sorted(cells(text), key=lambda row: "latent_dim" in row[-1])
+    narrow, wide = sorted(cells(text), key=lambda row: row[2])
     names = dict(zip(collect_results.COLUMNS, wide, strict=True))
     assert names["classifier %"] == "98.00 ± 1.00"
     assert (names["n"], names["training"], names["report %"]) == ("3", "3 min", "98.18")
     assert names["MSE (PCA)"] == "0.10000 ± 0.00000"
     assert (names["linear %"], names["MAE (PCA)"]) == ("–", "–")
-    assert narrow[-1] == "`train_ae.py --dataset mnist --latent_dim 8 --epochs 4`"
+    assert narrow[2] == "50.00"
+    assert "\npython train_ae.py --dataset mnist --latent_dim 8 --epochs 4\n" in text
     assert (names["classifier on PCA %"], names["peer %"]) == ("–", "96")
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
@@ -63,7 +64,7 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
 def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
     folder = make_run(tmp_path / "run", {}, epochs=3, flip=True, learning_rate=0.5)
     words = collect_results.command(collect_results.read_run(folder)).split()
-    config = parse(train_ae.Config, words[1:])
+    config = parse(train_ae.Config, words[2:])
     stored = json.loads((folder / "config.json").read_text())["settings"]
     assert dataclasses.asdict(config) == stored
 

@@ -75,10 +75,13 @@ def main(
             finish(method, straight, processes, mode)
             duration = time.perf_counter() - started
             trials = []
-            moments = [chance.uniform(0, duration) for _ in range(kills)]
-            for number, moment in enumerate([*moments, *points]):
+            for number, point in enumerate([None] * kills + points):
                 folder = Path(place, f"{method}-{number}")
-                trial = kill(method, folder, processes, mode, moment, chance)
+                trial = None
+                while trial is None:  # a run that ended before its moment was not killed
+                    shutil.rmtree(folder, ignore_errors=True)
+                    moment = point or chance.uniform(0, duration)
+                    trial = kill(method, folder, processes, mode, moment, chance)
                 finish(method, folder, processes, mode)
                 trial["lost"] = differences(straight, folder, trial["wandb_id"])
                 trials.append(trial)
@@ -162,10 +165,12 @@ def die_at(name: str, count: int, when: str) -> None:
     os.replace, tracking.append = replace, append_half
 
 
-def kill(method: str, folder: Path, processes: int, mode: str, moment: float | str, chance) -> dict:
+def kill(
+    method: str, folder: Path, processes: int, mode: str, moment: float | str, chance: random.Random
+) -> dict | None:
     """Start a run; after `moment` seconds, or at that point, kill -9 one process, then the others.
 
-    `chance` (a `random.Random`) draws which one is first.
+    `chance` draws which one is first. None if the run was over by then.
     """
     if isinstance(moment, str):
         ids = start(method, folder, processes, mode, point=moment)
@@ -176,7 +181,9 @@ def kill(method: str, folder: Path, processes: int, mode: str, moment: float | s
         chance.shuffle(ids)
     for process in ids:
         os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+    killed = [os.WIFSIGNALED(os.waitpid(process, 0)[1]) for process in ids]
+    if not any(killed):
+        return None
     config = folder / "config.json"
     wandb_id = read_json(config)["facts"]["wandb_id"] if config.exists() else None
     return {"at": moment, "in": stage(folder), "wandb_id": wandb_id}
@@ -187,10 +194,10 @@ def stage(folder: Path) -> str:
     checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
     if (folder / "summary.json").exists():
         return "finished"
-    if not (checkpoints / "last.safetensors").exists():
-        return "set-up"
     if any(checkpoints.glob(".*.part*")) or (checkpoints / "next.safetensors").exists():
         return "checkpoint"
+    if not (checkpoints / "last.safetensors").exists():
+        return "set-up"
     if (folder / "encoder.json").exists():
         return "classifier, final evaluation"
     lines = [line for line in rows.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -131,7 +131,7 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Optimiser
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     model, optimizer = accelerator.prepare(network, optimizer)
     if config.compile:

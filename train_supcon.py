@@ -146,7 +146,7 @@ def main(config: Config) -> dict[str, float]:
     preprocess = models.Preprocess(images.mean, images.std).to(device)
 
     # ---------------------------------------------------------------- Optimiser
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(network.parameters(), momentum=0.9, nesterov=True, **rates)
     else:

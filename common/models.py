@@ -133,7 +133,7 @@ class ResNet(nn.Module):
 
 def _fastest_format(width: int) -> torch.memory_format:
     # below 16 channels oneDNN 3.12 writes past its memory in a strided 1×1's backward pass
-    return torch.channels_last if width % 16 == 0 else torch.contiguous_format
+    return torch.contiguous_format if width % 16 else torch.channels_last
 
 
 def build_encoder(
@@ -266,12 +266,11 @@ def load_encoder(run_dir: str | Path) -> nn.Sequential:
 
     `UserError` where there is none, or one that is damaged.
     """
-    run_dir = Path(run_dir)
-    description = read_json(run_dir / "encoder.json")
+    description = read_json(Path(run_dir) / "encoder.json")
     try:
         names = ("encoder", "channels", "image_size", "width", "blocks", "latent_dim")
         encoder = build_encoder(**{name: description[name] for name in names})
-        encoder.load_state_dict(load_file(run_dir / "encoder.safetensors"))
+        encoder.load_state_dict(load_file(Path(run_dir) / "encoder.safetensors"))
         preprocess = Preprocess(description["mean"], description["std"])
     except LOAD_ERRORS as error:
         raise UserError(f"the encoder in {run_dir} cannot be loaded ({error})") from None

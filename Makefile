@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint check-sweeps results clean
+.PHONY: demo test lint bench check-sweeps results clean
 
 demo: .venv/run
 	set -e; demo=runs/demo-$$(date +%Y%m%d-%H%M%S); \
@@ -17,6 +17,9 @@ test: .venv/test
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: .venv/bench  # speed and memory beside the peers; wants an idle machine
+	$(BIN)/python -W ignore benchmarks/run_all.py
 
 results: .venv/run  # the tables of RESULTS.md, from the run folders
 	$(BIN)/python benchmarks/collect_results.py runs/* --write
@@ -36,6 +39,10 @@ check-sweeps: .venv-sweeps/done  # against W&B's own schema
 
 .venv/test: requirements-dev.txt requirements-export.txt .venv/run
 	$(BIN)/pip install -r requirements-dev.txt
+	touch $@
+
+.venv/bench: requirements-bench.txt .venv/run
+	$(BIN)/pip install -r requirements-bench.txt
 	touch $@
 
 clean:

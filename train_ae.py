@@ -132,7 +132,7 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Optimiser
     parameters = list(network.parameters())
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     optimizer = torch.optim.AdamW(parameters, **rates)
     model, optimizer = accelerator.prepare(network, optimizer)
     if config.compile:

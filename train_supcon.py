@@ -147,7 +147,7 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Optimiser
     parameters = list(network.parameters())
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **rates)
     else:

@@ -131,20 +131,20 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
     expected = (drawn.batch_size, images.shape[1], drawn.image_size, drawn.image_size)
     if images.shape != expected:
         raise ValueError(f"images {tuple(images.shape)}, but the draw is for {expected}")
-    images = to_float(images)
+    images = images.clone() if images.dtype == torch.float32 else to_float(images)  # ours to change
     if drawn.offsets is not None:
         images = pad_and_crop(images, drawn.offsets, drawn.margin, drawn.reflect)
     if drawn.angles is not None:
         images = affine(images, drawn.angles, drawn.shifts, drawn.boxes)
     elif drawn.boxes is not None:
-        images = resized_crop(images, drawn.boxes)
-    if drawn.flips is not None:
+        images = resized_crop(images, drawn.boxes, drawn.flips)
+    if drawn.flips is not None and (drawn.boxes is None or drawn.angles is not None):
         images = horizontal_flip(images, drawn.flips)
     if drawn.jitters is not None:
-        images = color_jitter(images, drawn.jitters, drawn.factors, drawn.order)
+        color_jitter_(images, drawn.jitters, drawn.factors, drawn.order)
     if drawn.greys is not None:
         rows = _to(drawn.greys.nonzero()[:, 0], images)
-        images = images.index_copy(0, rows, rgb_to_grayscale(images.index_select(0, rows)))
+        images.index_copy_(0, rows, rgb_to_grayscale(images.index_select(0, rows)))
     return images
 
 
@@ -176,11 +176,11 @@ def pad_and_crop(images: Tensor, offsets: Tensor, margin: int, reflect: bool) ->
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> Tensor:
     """Cut a box (B,4) (top, left, height, width) out of each image and enlarge it to (H,W).
 
-    Bilinear. Equals torchvision's `resized_crop` with and without antialias, which differ only
-    when a box is made smaller; the crop's border included, since no pixel outside it is read.
+    Bilinear; mirrored where `flips`. Equals torchvision's with and without antialias, which differ
+    only when a box is made smaller; the crop's border included: no pixel outside it is read.
     """
     height, width = images.shape[-2:]
     top, left, box_height, box_width = _to(boxes, images).unsqueeze(2).unbind(1)  # (B,1) each
@@ -188,6 +188,8 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     y = top + box_height * (torch.arange(height, device=images.device) + 0.5) / height - 0.5
     x = x.maximum(left).minimum(left + box_width - 1)  # (B,W)
     y = y.maximum(top).minimum(top + box_height - 1)  # (B,H)
+    if flips is not None:  # to mirror where to look costs less than what was seen
+        x = torch.where(_to(flips, images)[:, None], x.flip(1), x)
     return _sample(images, x[:, None, :], y[:, :, None])
 
 
@@ -219,18 +221,18 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.grid_sample(images, torch.stack([x, y], dim=3), align_corners=False)
 
 
-def blend(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
-    """clamp(f x + (1 - f) y), y by operation: black, the mean luminance, or the luminance.
+def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
+    """In place: clamp(f x + (1 - f) y), y by operation: black, the mean luminance, the luminance.
 
     images (B,C,H,W) in [0,1]; factors (B,) >= 0; operations (B,) BRIGHTNESS, CONTRAST or SATURATION
     for each image, so that one pass does all three. Saturation leaves 1 channel as it is.
     """
     factors, operations = (_to(t, images)[:, None, None] for t in (factors, operations))
-    luminance = rgb_to_grayscale(images)[:, 0].clone()  # (B,H,W)
+    luminance = rgb_to_grayscale(images)[:, 0]  # (B,H,W)
     mean = luminance.mean(dim=(1, 2), keepdim=True)
-    luminance.mul_((1 - factors) * (operations == SATURATION))
+    luminance = luminance * ((1 - factors) * (operations == SATURATION))
     luminance.add_((1 - factors) * (operations == CONTRAST) * mean)
-    return images.mul(factors.unsqueeze(1)).add_(luminance.unsqueeze(1)).clamp_(0, 1)
+    return images.mul_(factors.unsqueeze(1)).add_(luminance.unsqueeze(1)).clamp_(0, 1)
 
 
 def rgb_to_grayscale(images: Tensor) -> Tensor:
@@ -242,10 +244,10 @@ def rgb_to_grayscale(images: Tensor) -> Tensor:
     return luminance.unsqueeze(1).expand_as(images)
 
 
-def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
+def adjust_hue_(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of images (B,3,H,W) in [0,1] by turns (B,) in [-0.5,0.5] of the colour circle.
 
-    HSV's turn without HSV. With d = max - min, the hue t in (-1/2,1/2] turns from red is
+    In place. HSV's turn without HSV. With d = max - min, the hue t in (-1/2,1/2] turns from red is
     |t| = (max - 2 min - r + g + b) / 6d, its sign that of g - b, and back again
     r = min + d clamp(2 - |6t|), g = min + d clamp(|6t + 1| - 1), b = min + d clamp(|6t - 1| - 1),
     clamped to [0,1]. Grey pixels (d = 0) and images with 1 channel stay what they are.
@@ -263,14 +265,14 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     hue.sub_(hue.round())  # in [-1/2,1/2]
     # circle * clamp(.., 1/6, 1/3) is d * clamp(.., 1, 2), so that the 1 goes into the first term
     low, high = smallest - spread, largest + spread
-    red = torch.addcmul(high, circle, hue.abs().clamp_(1 / 6, 1 / 3), value=-1)
-    green = torch.addcmul(low, circle, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3))
-    blue = torch.addcmul(low, circle, (hue - 1 / 6).abs_().clamp_(1 / 6, 1 / 3))
-    return torch.stack([red, green, blue], dim=1).clamp_(0, 1)  # rounding leaves [0,1] by 1e-7
+    torch.addcmul(high, circle, hue.abs().clamp_(1 / 6, 1 / 3), value=-1, out=red)
+    torch.addcmul(low, circle, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=green)
+    torch.addcmul(low, circle, hue.sub_(1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=blue)
+    return images.clamp_(0, 1)  # rounding leaves [0,1] by 1e-7
 
 
-def color_jitter(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue in each image's own order, where jitters is True.
+def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """In place: brightness, contrast, saturation, hue in each image's order, where jitters is True.
 
     images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, all on
     the CPU: their values decide which rows go where, and the device is not made to wait for it.
@@ -286,11 +288,11 @@ def color_jitter(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor
     rows, turns, factors, others = (_to(t, images) for t in (rows, turns, factors, others))
     chosen = images.index_select(0, rows)
     for step, end in enumerate(ends):  # blend before hue, then after it
-        chosen[:end] = blend(chosen[:end], factors[:end, step], others[:end, step])
-    chosen = adjust_hue(chosen, turns)
+        blend_(chosen[:end], factors[:end, step], others[:end, step])
+    adjust_hue_(chosen, turns)
     for step, end in enumerate(ends):
-        chosen[end:] = blend(chosen[end:], factors[end:, step], others[end:, step])
-    return images.index_copy(0, rows, chosen)
+        blend_(chosen[end:], factors[end:, step], others[end:, step])
+    return images.index_copy_(0, rows, chosen)
 
 
 def _to(tensor: Tensor, images: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class EncoderCNN(nn.Module):
                 nn.ReLU(inplace=True),
                 *(ResidualBlock(channels_out, channels_out) for _ in range(blocks)),
             ]
-        self.stages = nn.Sequential(*layers)
+        self.stages = nn.Sequential(*layers).to(memory_format=_fastest_format(width))
         feature_dim = 4 * width * (image_size // 8) ** 2
         self.to_latent = nn.Linear(feature_dim, latent_dim) if latent_dim else nn.Identity()
         self.output_dim = latent_dim or feature_dim
@@ -111,7 +111,6 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, channels: int, width: int, latent_dim: int | None):
         super().__init__()
-        bottleneck = name == "resnet50"
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -121,16 +120,20 @@ class ResNet(nn.Module):
         for stage, count in enumerate(RESNET_BLOCKS[name]):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
+                bottleneck = name == "resnet50"
                 layers.append(ResidualBlock(channels_in, width * 2**stage, stride, bottleneck))
                 channels_in = layers[-1].channels_out
-        # below 16 channels oneDNN 3.12 writes past its memory in a strided 1×1's backward pass
-        form = torch.channels_last if width % 16 == 0 else torch.contiguous_format
-        self.stages = nn.Sequential(*layers).to(memory_format=form)  # channels_last is faster
+        self.stages = nn.Sequential(*layers).to(memory_format=_fastest_format(width))
         self.to_latent = nn.Linear(channels_in, latent_dim) if latent_dim else nn.Identity()
         self.output_dim = latent_dim or channels_in
 
     def forward(self, images: Tensor) -> Tensor:
         return self.to_latent(self.stages(images).mean(dim=(2, 3)))  # of (B, 8·width)
+
+
+def _fastest_format(width: int) -> torch.memory_format:
+    # below 16 channels oneDNN 3.12 writes past its memory in a strided 1×1's backward pass
+    return torch.contiguous_format if width % 16 else torch.channels_last
 
 
 def build_encoder(
@@ -172,7 +175,7 @@ class Decoder(nn.Module):
             ]
         layers += [ResidualBlock(width, width) for _ in range(blocks)]
         layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers).to(memory_format=_fastest_format(width))
 
     def forward(self, latents: Tensor) -> Tensor:
         return torch.tanh(self.layers(latents))
@@ -263,12 +266,11 @@ def load_encoder(run_dir: str | Path) -> nn.Sequential:
 
     `UserError` where there is none, or one that is damaged.
     """
-    run_dir = Path(run_dir)
-    description = read_json(run_dir / "encoder.json")
+    description = read_json(Path(run_dir) / "encoder.json")
     try:
         names = ("encoder", "channels", "image_size", "width", "blocks", "latent_dim")
         encoder = build_encoder(**{name: description[name] for name in names})
-        encoder.load_state_dict(load_file(run_dir / "encoder.safetensors"))
+        encoder.load_state_dict(load_file(Path(run_dir) / "encoder.safetensors"))
         preprocess = Preprocess(description["mean"], description["std"])
     except LOAD_ERRORS as error:
         raise UserError(f"the encoder in {run_dir} cannot be loaded ({error})") from None

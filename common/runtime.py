@@ -169,15 +169,15 @@ def facts(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in names},
-        "commit": _commit(),
-        "device": _device_name(accelerator.device),
+        "commit": commit(),
+        "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,  # what --precision came to
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the code that runs, with a + where files were changed; None outside git."""
     here = Path(__file__).parent.parent
     try:
@@ -187,7 +187,7 @@ def _commit() -> str | None:
         return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = _cpu_info("model name") or platform.processor() or platform.machine()

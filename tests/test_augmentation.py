@@ -71,15 +71,24 @@ def test_each_colour_operation_equals_torchvision(name, channels):
     else:
         factors, extremes = uniform(0, 3, 200), torch.tensor([0.0, 1.0, 2.0, 0.5, 10.0])
     factors[: 10 * len(extremes)] = extremes.repeat(10)
-    before = images.clone()
     if name == "hue":
-        actual = augmentation.adjust_hue(images, factors)
+        actual = augmentation.adjust_hue_(images.clone(), factors)
     else:
         operation = torch.full((200,), getattr(augmentation, name.upper()))
-        actual = augmentation.blend(images, factors, operation)
-    assert torch.equal(images, before)
+        actual = augmentation.blend_(images.clone(), factors, operation)
     expected = one_by_one(getattr(reference, f"adjust_{name}"), images, factors.tolist())
     assert_equal(actual, expected)
+
+
+def test_colours_alone_leave_the_callers_images_alone():
+    images = pictures(30)
+    before = images.clone()
+    everybody = torch.ones(30, dtype=torch.bool)
+    factors, order = augmentation.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
+    colours = {"jitters": everybody, "factors": factors, "order": order, "greys": everybody}
+    drawn = augmentation.Draw(30, images.shape[-1], **colours)
+    assert not torch.equal(augmentation.apply(images, drawn), before)
+    assert torch.equal(images, before)
 
 
 def test_grey_equals_torchvision():
@@ -108,12 +117,13 @@ def test_colour_jitter_equals_torchvision_in_each_images_own_order(channels):
 
     assert len(set(map(tuple, order.tolist()))) == math.factorial(4)
     expected = one_by_one(jitter, images, jitters.tolist(), factors.tolist(), order.tolist())
-    actual = augmentation.color_jitter(images, jitters, factors, order)
+    actual = augmentation.color_jitter_(images.clone(), jitters, factors, order)
     assert_equal(actual, expected, tolerance=1e-5)
     assert torch.equal(actual[~jitters], images[~jitters])
     assert (actual - images)[jitters].abs().mean() > 0.1
     nobody = torch.zeros(300, dtype=torch.bool)
-    assert torch.equal(augmentation.color_jitter(images, nobody, factors, order), images)
+    actual = augmentation.color_jitter_(images.clone(), nobody, factors, order)
+    assert torch.equal(actual, images)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -204,7 +214,9 @@ def test_a_pipeline_keeps_shape_and_range_and_depends_on_the_seed_alone(kind, fl
     assert whole.shape == images.shape and whole.dtype == torch.float32
     assert whole.min() >= 0 and whole.max() <= 1
     assert torch.equal(images, before)
-    assert torch.equal(view(augmentation.to_float(images), 0)[0], whole)
+    floats = augmentation.to_float(images)
+    assert torch.equal(view(floats, 0)[0], whole)
+    assert torch.equal(floats, augmentation.to_float(images))
     assert torch.equal(view(images, 0)[0], whole)
     if kind == "none":
         assert torch.equal(whole, augmentation.to_float(images))
@@ -236,7 +248,8 @@ def test_strength_zero_changes_nothing():
     assert_equal(augmentation.affine(images, still, torch.zeros(40, 2)), images, tolerance=1e-5)
     factors, order = augmentation.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
     everybody = torch.ones(40, dtype=torch.bool)
-    assert_equal(augmentation.color_jitter(images, everybody, factors, order), images)
+    actual = augmentation.color_jitter_(images.clone(), everybody, factors, order)
+    assert_equal(actual, images)
 
 
 @pytest.mark.parametrize("kind", ["light", "contrastive"])

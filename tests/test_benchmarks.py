@@ -1,0 +1,107 @@
+"""What benchmarks/ says of its measurements is what was measured; nothing here is timed."""
+
+import functools
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_ae
+import train_joint
+import train_supcon
+from common.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import measure
+import run_all
+import scaling
+
+
+def count(place: Path, turn: measure.Turn) -> None:
+    while True:
+        turn()
+        with place.open("a") as file:
+            file.write("x")
+
+
+def fail(turn: measure.Turn) -> None:
+    turn()
+    raise ValueError("nothing to measure")
+
+
+def test_contenders_do_as_many_units_as_they_are_told(tmp_path):
+    places = [tmp_path / name for name in ("one", "two")]
+    contenders = {place.name: functools.partial(count, place) for place in places}
+    times = measure.alternate(contenders, rounds=3, units=4)
+    for place in places:
+        assert place.read_text() == "x" * 4 * (2 + 3)  # two turns of warm-up
+        assert len(times[place.name].seconds) == len(times[place.name].cpu_seconds) == 3
+        assert times[place.name].units == 4
+
+
+def test_a_contender_that_fails_is_named_with_its_error():
+    with pytest.raises(SystemExit, match=r"(?s)broken failed:.*nothing to measure"):
+        measure.alternate({"broken": fail}, rounds=1)
+
+
+def of(*seconds: float) -> measure.Times:
+    return measure.Times(seconds=list(seconds))
+
+
+@pytest.mark.parametrize(
+    ("goal", "value", "met"),
+    [("≥ 4", 5.0, True), ("≥ 8", 5.0, False), ("≤ 0.2", 0.2, True), ("≤ 0.1", 0.2, False)],
+)
+def test_the_goals_sign_says_what_the_ratio_is(goal, value, met):
+    found = measure.row("a claim", of(1, 2, 3), of(5, 10, 15), goal)
+    assert found["value"] == pytest.approx(value) and found["met"] is met
+    assert ("**no**" in measure.table([found])) is not met
+
+
+def test_the_ratio_is_taken_within_rounds():
+    slow_in_the_middle = measure.row("a claim", of(1, 10, 1), of(2, 20, 2), "≥ 2", images=100)
+    assert (slow_in_the_middle["value"], slow_in_the_middle["spread"]) == (2, 0)
+    assert slow_in_the_middle["ours"].startswith("100 images/s")
+
+
+def test_a_power_is_found_again():
+    assert scaling.exponent([(n, 3 * n**1.5) for n in (2, 8, 64)]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("script", [train_ae, train_joint, train_supcon])
+def test_a_script_changes_its_turn_at_each_of_its_steps(script, tmp_path, monkeypatch):
+    turns = []
+
+    def turn() -> None:
+        turns.append(len(turns))
+        if len(turns) == 4:
+            raise measure.Finished
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(script, "warmup_cosine", script.warmup_cosine)  # puts it back
+    small = {"encoder": "cnn", "width": 4, "batch_size": 32, "limit_train": 96}
+    with pytest.raises(measure.Finished):
+        measure.script(turn, script, epochs=2, run_dir=str(tmp_path / "run"), **small)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(row)["step"] for row in rows if "train/loss" in json.loads(row)]
+    assert len(turns) == 4 and steps == [3]  # 3 steps an epoch; the fourth was not done
+
+
+def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
+    page = tmp_path / "benchmarks.md"
+    monkeypatch.setattr(run_all, "PAGE", page)
+    page.write_text(f"before\n{run_all.BEGIN}old\n{run_all.END}after\n")
+    place = {"device": "a CPU", "cores": 2, "threads": 2, "load": 0.1, "python": "3"}
+    place |= {"versions": {"torch": "2"}, "commit": "abc"}
+    rows = [measure.claim("one", 1.0, "≥ 1", "1 s"), measure.claim("two", 1.0, "≤ 0.5", "1 s")]
+    run_all.write(run_all.page_of([{"program": "p", "surroundings": place, "rows": rows}]))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{run_all.BEGIN}") and text.endswith(f"{run_all.END}after\n")
+    assert "1 of 2 goals are met" in text and "old" not in text
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="lacks the lines"):
+        run_all.write("text")

@@ -12,6 +12,7 @@ What to expect on 2 CPU cores: digits in about a minute, MNIST (20 epochs) in ab
     wandb sweep sweeps/ae.yaml
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from common import (
     data,
     evaluation,
     folders,
+    health,
+    memory,
     models,
     probes,
     runs,
@@ -116,16 +119,23 @@ def main(config: Config) -> dict[str, float]:
     pca_line = evaluation.pca_errors(pca, images.validation) if pca else {}
 
     # ---------------------------------------------------------------- Model
-    architecture = {
-        "encoder": config.encoder,
-        "channels": images.channels,
-        "image_size": config.image_size,
-        "width": config.width,
-        "blocks": config.blocks,
-        "latent_dim": config.latent_dim,
-    }
-    network = models.build_autoencoder(**architecture)
+    names = ("encoder", "image_size", "width", "blocks", "latent_dim")
+    architecture = {name: getattr(config, name) for name in names}
+    architecture["channels"] = images.channels
+    network = memory.build(
+        lambda: models.build_autoencoder(**architecture),
+        (local.stop - local.start, images.channels, size, size),
+        memory.ADAM,
+        accelerator,
+        "--width, --blocks, --latent_dim or --batch_size",
+    )
     network = runtime.share_batch_norm(network, accelerator).to(device)
+    view_count = min(config.classifier_views, config.classifier_epochs)  # one for each epoch
+    memory.check_latents(config.latent_dim, images, view_count, device, "--latent_dim")
+    classes = len(images.class_names)
+    sizes = (config.latent_dim, config.hidden_dim, classes, config.dropout)
+    needs = memory.measure(lambda: models.MLPClassifier(*sizes), (2, config.latent_dim), "no")
+    memory.check(needs.training(memory.ADAM), device, "the classifier", "--hidden_dim")
     half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
     preprocess = models.Preprocess(half, half).to(device)
 
@@ -158,39 +168,40 @@ def main(config: Config) -> dict[str, float]:
     )
     epoch = step = 0
     best = {"val/mse": float("inf"), "epoch": 0}
-    running_loss, running_steps, mean_loss = torch.zeros((), device=device), 0, 0.0
+    watch = health.Watch(accelerator, network, ("loss",))
+    parts = {"network": network, "optimizer": optimizer, "watch": watch}
+    parts |= {"scaler": accelerator.scaler} if accelerator.scaler is not None else {}
     if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         epoch, step, best = state["epoch"], state["step"], state["best"]
-        running_loss, running_steps, mean_loss = state["running"]
-        running_loss = running_loss.to(device)
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
-    def save() -> None:
-        state = {
-            **same,
-            **{"epoch": epoch, "step": step, "best": best, "rows": tracker.rows},
-            "running": (running_loss, running_steps, mean_loss),
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        }
+    def current() -> dict:
+        about = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
+        return same | about | {name: part.state_dict() for name, part in parts.items()}
+
+    def save(state: dict) -> None:
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
+    def stop_if_wrong() -> None:
+        if wrong := watch.problem():
+            save(good)
+            tracker.stop(1, wrong)
+            raise UserError(f"{wrong}; {run_dir} is kept as of step {good['step']}")
+
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
-            save()
+            stop_if_wrong()
+            save(current())
             tracking.say(f"stopped at step {step}; go on with --resume {run_dir}", is_main)
             tracker.stop(128 + number)
             raise SystemExit(128 + number)
 
     # ---------------------------------------------------------------- Training
     network.train()
-    parameters = list(network.parameters())
+    good = copy.deepcopy(current())  # the last state of which all numbers are known to be finite
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
         done = step - epoch * steps_per_epoch
@@ -207,25 +218,20 @@ def main(config: Config) -> dict[str, float]:
             loss = reconstruction_loss(reconstructions, inputs, config.alpha)
 
             accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)
+            watch.clip(config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            running_loss, running_steps = running_loss + loss.detach(), running_steps + 1
+            watch.add(step, learning_rate, loss)
             bar.update()
 
             if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                mean_loss = accelerator.reduce(running_loss, "mean").item() / running_steps
-                precision = accelerator.mixed_precision
-                if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1, wrong)
-                    raise UserError(wrong)
-                row = {"train/loss": mean_loss, "train/gradient_norm": gradient_norm.item()}
-                row["train/learning_rate"] = learning_rate
+                stop_if_wrong()
+                row = watch.means() | {"train/learning_rate": learning_rate}
                 tracker.log(row, step, step / steps_per_epoch)
-                running_loss, running_steps = torch.zeros((), device=device), 0
+                good = copy.deepcopy(current())
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+                bar.set_postfix_str(f"loss {watch.loss:.4f}, {rate:,.0f} images/s")
             stop_if_asked()
         bar.close()
         seconds = time.perf_counter() - started
@@ -244,17 +250,17 @@ def main(config: Config) -> dict[str, float]:
                 "memory/peak_gib": runtime.peak_memory_gib(device),
             }
             tracker.log(row, step, epoch)
+            pca_said = f" (PCA {pca_line['mse']:.5f})" if pca else ""
             tracking.say(
-                f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f}, val mse {row['val/mse']:.5f}"
-                + (f" (PCA {pca_line['mse']:.5f})" if pca else "")
-                + f", val kNN {row['val/knn_accuracy']:.2%}"
-                f", {row['time/images_per_second']:,.0f} images/s"
+                f"epoch {epoch}/{config.epochs}: loss {watch.loss:.4f}, val mse "
+                f"{row['val/mse']:.5f}{pca_said}, val kNN {row['val/knn_accuracy']:.2%}, "
+                f"{row['time/images_per_second']:,.0f} images/s"
             )
             if row["val/mse"] < best["val/mse"]:
                 best = {"val/mse": row["val/mse"], "epoch": epoch}
                 checkpoints.save(run_dir / "checkpoints/best.safetensors", network.state_dict())
                 tracker.best(best)
-        save()
+        save(current())
         stop_if_asked()
     interruption.release()
     accelerator.wait_for_everyone()
@@ -271,22 +277,16 @@ def main(config: Config) -> dict[str, float]:
     flip = config.dataset in data.FLIPPABLE if config.flip is None else config.flip
 
     def views() -> Iterator[data.Split]:  # one at a time: each is as large as the training images
-        for view in range(1, config.classifier_views):
+        for view in range(1, view_count):
             yield shifted(images.train, flip, data.generator(config.seed, view))
 
     latents = evaluation.encode_splits(encoder, preprocess, images, config.test, views())
-    recipe = {
-        "epochs": config.classifier_epochs,
-        "batch_size": config.classifier_batch_size,
-        "learning_rate": config.classifier_learning_rate,
-        "weight_decay": config.classifier_weight_decay,
-        "seed": config.seed,
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "no",
-    }
+    recipe = {"epochs": config.classifier_epochs, "batch_size": config.classifier_batch_size}
+    recipe |= {"learning_rate": config.classifier_learning_rate, "seed": config.seed}
+    recipe["weight_decay"] = config.classifier_weight_decay
+    recipe["precision"] = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     torch.manual_seed(config.seed)  # also after a resume, which drew nothing so far
-    classes = len(images.class_names)
-    shape = (config.latent_dim, config.hidden_dim, classes, config.dropout)
-    classifier = models.MLPClassifier(*shape).to(device)
+    classifier = models.MLPClassifier(*sizes).to(device)
     with tracking.progress(config.classifier_epochs, "classifier", is_main) as bar:
         for row in probes.train_classifier(classifier, latents, **recipe):
             step, epoch = step + 1, epoch + 1
@@ -307,7 +307,7 @@ def main(config: Config) -> dict[str, float]:
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
         if pca:
-            baseline = models.MLPClassifier(*shape).to(device)
+            baseline = models.MLPClassifier(*sizes).to(device)
             metrics |= evaluation.pca_metrics(pca, images, views(), baseline, recipe)
         else:
             tracking.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
@@ -340,7 +340,8 @@ def shifted(split: data.Split, flip: bool, generator: torch.Generator) -> data.S
     channels, size = split.source.shape[1:3]
     drawn = augmentation.draw("light", len(split), size, generator, flip, channels == 3)
     rows, place = torch.arange(len(split)), split.source.device
-    blocks = (augmentation.apply(split.images(b), drawn[b]) for b in rows.split(1024))
+    parts = rows.split(memory.images_at_once(size, 1024))
+    blocks = (augmentation.apply(split.images(part), drawn[part]) for part in parts)
     source = torch.cat([(block * 255).round().byte().to(place) for block in blocks])
     return data.Split(source, rows.to(place), split.labels)
 

@@ -12,6 +12,7 @@ What to expect on 2 CPU cores: digits in half a minute, MNIST (20 epochs) in abo
     wandb sweep sweeps/joint.yaml
 """
 
+import copy
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from common import (
     data,
     evaluation,
     folders,
+    health,
+    memory,
     models,
     probes,
     runs,
@@ -116,17 +119,19 @@ def main(config: Config) -> dict[str, float]:
         )
 
     # ---------------------------------------------------------------- Model
-    architecture = {
-        "encoder": config.encoder,
-        "channels": images.channels,
-        "image_size": config.image_size,
-        "width": config.width,
-        "blocks": config.blocks,
-        "latent_dim": config.latent_dim,
-    }
+    names = ("encoder", "image_size", "width", "blocks", "latent_dim")
+    architecture = {name: getattr(config, name) for name in names}
+    architecture["channels"] = images.channels
     classes = len(images.class_names)
-    network = models.JointClassifier(models.build_encoder(**architecture), classes).to(device)
-    network = runtime.share_batch_norm(network, accelerator)
+    network = memory.build(
+        lambda: models.JointClassifier(models.build_encoder(**architecture), classes),
+        (local.stop - local.start, images.channels, size, size),
+        memory.MOMENTUM if config.optimizer == "sgd" else memory.ADAM,
+        accelerator,
+        "--width, --blocks, --latent_dim or --batch_size",
+    )
+    network = runtime.share_batch_norm(network, accelerator).to(device)
+    memory.check_latents(network.encoder.output_dim, images, 1, device, "--latent_dim")
     preprocess = models.Preprocess(images.mean, images.std).to(device)
 
     # ---------------------------------------------------------------- Optimiser
@@ -160,39 +165,42 @@ def main(config: Config) -> dict[str, float]:
     )
     epoch = step = 0
     best = {"val/accuracy": -1.0, "epoch": 0}
-    # sums since the last row: of the loss, its two parts and the accuracy
-    running, running_steps, mean_loss = torch.zeros(4, device=device), 0, 0.0
+    watch = health.Watch(
+        accelerator, network, ("loss", "cross_entropy", "probability_mae", "accuracy")
+    )
+    parts = {"network": network, "optimizer": optimizer, "watch": watch}
+    parts |= {"scaler": accelerator.scaler} if accelerator.scaler is not None else {}
     if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         epoch, step, best = state["epoch"], state["step"], state["best"]
-        running, running_steps, mean_loss = state["running"]
-        running = running.to(device)
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
-    def save() -> None:
-        state = {
-            **same,
-            **{"epoch": epoch, "step": step, "best": best, "rows": tracker.rows},
-            "running": (running, running_steps, mean_loss),
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        }
+    def current() -> dict:
+        about = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
+        return same | about | {name: part.state_dict() for name, part in parts.items()}
+
+    def save(state: dict) -> None:
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
+    def stop_if_wrong() -> None:
+        if wrong := watch.problem():
+            save(good)
+            tracker.stop(1, wrong)
+            raise UserError(f"{wrong}; {run_dir} is kept as of step {good['step']}")
+
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
-            save()
+            stop_if_wrong()
+            save(current())
             tracking.say(f"stopped at step {step}; go on with --resume {run_dir}", is_main)
             tracker.stop(128 + number)
             raise SystemExit(128 + number)
 
     # ---------------------------------------------------------------- Training
     network.train()
+    good = copy.deepcopy(current())  # the last state of which all numbers are known to be finite
     parameters = list(network.parameters())
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
@@ -229,30 +237,21 @@ def main(config: Config) -> dict[str, float]:
                     row[f"train/{name}_gradient_norm"] = norm.item()
                 tracker.log(row, 0, 0)
             accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)
+            watch.clip(config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
             accuracy = (logits.argmax(1) == labels).float().mean()
-            running = running + torch.stack([loss, cross_entropy, mae, accuracy]).detach()
-            running_steps += 1
+            watch.add(step, learning_rate, loss, cross_entropy, mae, accuracy)
             bar.update()
 
             if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                means = accelerator.reduce(running, "mean") / running_steps
-                names = ("loss", "cross_entropy", "probability_mae", "accuracy")
-                row = {f"train/{name}": m for name, m in zip(names, means.tolist(), strict=True)}
-                mean_loss = row["train/loss"]
-                precision = accelerator.mixed_precision
-                if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1, wrong)
-                    raise UserError(wrong)
-                row["train/gradient_norm"] = gradient_norm.item()
-                row["train/learning_rate"] = learning_rate
+                stop_if_wrong()
+                row = watch.means() | {"train/learning_rate": learning_rate}
                 tracker.log(row, step, step / steps_per_epoch)
-                running, running_steps = torch.zeros(4, device=device), 0
+                good = copy.deepcopy(current())
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+                bar.set_postfix_str(f"loss {watch.loss:.4f}, {rate:,.0f} images/s")
             stop_if_asked()
         bar.close()
         seconds = time.perf_counter() - started
@@ -276,7 +275,7 @@ def main(config: Config) -> dict[str, float]:
             }
             tracker.log(row, step, epoch)
             tracking.say(
-                f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f}, val accuracy "
+                f"epoch {epoch}/{config.epochs}: loss {watch.loss:.4f}, val accuracy "
                 f"{row['val/accuracy']:.2%}, val kNN {row['val/knn_accuracy']:.2%}, "
                 f"{row['time/images_per_second']:,.0f} images/s"
             )
@@ -284,7 +283,7 @@ def main(config: Config) -> dict[str, float]:
                 best = {"val/accuracy": row["val/accuracy"], "epoch": epoch}
                 checkpoints.save(run_dir / "checkpoints/best.safetensors", network.state_dict())
                 tracker.best(best)
-        save()
+        save(current())
         stop_if_asked()
     interruption.release()
     accelerator.wait_for_everyone()

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import atomic_write, lock, read_json, write_json
+from common.files import atomic_write, lock, made, read_json, write_json
 
 CODE = Path(__file__).parents[1]
 PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")
@@ -48,8 +48,7 @@ def open_tracker(
     if not is_main:
         return NullTracker()
     run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:  # gives the lock back if anything below fails
+    with made(run_dir), contextlib.ExitStack() as held:  # if anything fails, unlock it again
         held.enter_context(lock(run_dir / ".lock", busy=f"{run_dir} is in use by another process"))
         if (run_dir / "summary.json").exists():
             raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")

@@ -42,9 +42,9 @@ from common import (
     tables,
     tracking,
 )
-from common.config import Count, Points, parse
+from common.config import Count, Draws, Points, parse
 from common.errors import UserError
-from common.files import atomic_write, write_json
+from common.files import atomic_write, made, write_json
 
 METHOD = "compare"
 CONFUSIONS = 5  # of the most frequent ones, shown
@@ -60,7 +60,7 @@ class Config:
     # Evaluation
     map_images: Points = 2000  # test images in the maps
     robust_images: Count = 5000  # test images that are disturbed
-    label_draws: Count = 3  # random choices of the few labels
+    label_draws: Draws = 3  # random choices of the few labels
     # Run
     project: str = "latent-spaces"  # of W&B
     tags: str = ""  # of W&B, separated by commas
@@ -80,6 +80,7 @@ def main(config: Config) -> dict:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out, or remove it")
     runs.check_writable(out)
+    runs.check_project(config.project)
     chosen, left_out = runs.choose_runs(config.runs)
 
     # ---------------------------------------------------------------- Data
@@ -219,8 +220,8 @@ def main(config: Config) -> dict:
     pictures["sheet"] = sheet.stack([figure for figure, _ in pictures.values()]), "All of it"
 
     # ---------------------------------------------------------------- Files
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "comparison.json", found)
+    with made(out):
+        write_json(out / "comparison.json", found)
     write_text(out / "table.md", tables.as_markdown(rows))
     write_text(out / "table.csv", tables.as_csv(columns))
     with atomic_write(out / "sheet.png") as file:
@@ -240,7 +241,7 @@ def main(config: Config) -> dict:
     write_text(out / "index.html", text)
 
     # ---------------------------------------------------------------- W&B
-    tags = [METHOD, settings["dataset"], *filter(None, config.tags.split(","))]
+    tags = [METHOD, settings["dataset"], *runs.own_tags(config.tags)]
     title = f"compare {settings['dataset']}: {', '.join(own)}"[: runs.LONGEST_NAME]
     tracker = tracking.open_tracker(
         out,

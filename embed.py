@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from common import data, decoding, models, runs, runtime, tracking
+from common import data, decoding, memory, models, runs, runtime, tracking
 from common.config import Count, parse
 from common.errors import UserError
 from common.files import atomic_write, read_json
@@ -70,6 +70,8 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Images
     files = list_images(config.images)
+    shape = (description["channels"], *2 * [description["image_size"]])
+    memory.check_encoding(network, (min(config.batch_size, len(files)), *shape), device)
     is_torchvision = description["dataset"] in data.TORCHVISION
     chunks = decoding.decode_all(
         list(files),

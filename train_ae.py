@@ -12,6 +12,7 @@ What to expect on 2 CPU cores: digits in about a minute, MNIST (20 epochs) in ab
     wandb sweep sweeps/ae.yaml
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from common import (
     data,
     evaluation,
     folders,
+    health,
+    memory,
     models,
     probes,
     runs,
@@ -117,16 +120,22 @@ def main(config: Config) -> dict[str, float]:
     pca_line = evaluation.pca_errors(pca, images.validation) if pca else {}
 
     # ---------------------------------------------------------------- Model
-    architecture = {
-        "encoder": config.encoder,
-        "channels": images.channels,
-        "image_size": config.image_size,
-        "width": config.width,
-        "blocks": config.blocks,
-        "latent_dim": config.latent_dim,
-    }
-    network = models.build_autoencoder(**architecture)
+    names = ("encoder", "image_size", "width", "blocks", "latent_dim")
+    architecture = {name: getattr(config, name) for name in names} | {"channels": images.channels}
+    network = memory.build(
+        lambda: models.build_autoencoder(**architecture),
+        (local.stop - local.start, images.channels, size, size),
+        memory.ADAM,
+        accelerator,
+        "--width, --blocks, --latent_dim or --batch_size",
+    )
     network = runtime.share_batch_norm(network, accelerator).to(device)
+    view_count = min(config.classifier_views, config.classifier_epochs)  # one for each epoch
+    memory.check_latents(config.latent_dim, images, view_count, device, "--latent_dim")
+    classes = len(images.class_names)
+    sizes = (config.latent_dim, config.hidden_dim, classes, config.dropout)
+    needs = memory.measure(lambda: models.MLPClassifier(*sizes), (2, config.latent_dim), "no")
+    memory.check(needs.training(memory.ADAM), device, "the classifier", "--hidden_dim")
     half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
     preprocess = models.Preprocess(half, half).to(device)
 
@@ -145,7 +154,13 @@ def main(config: Config) -> dict[str, float]:
     same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
     facts = {"method": METHOD, "class_names": images.class_names, **same}
     facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
-    parts = {"network": network, "optimizer": optimizer, "scaler": accelerator.scaler}
+    watch = health.Watch(accelerator, network, ("loss",))
+    parts = {
+        "network": network,
+        "optimizer": optimizer,
+        "watch": watch,
+        "scaler": accelerator.scaler,
+    }
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,
@@ -157,34 +172,40 @@ def main(config: Config) -> dict[str, float]:
         keep_rows=state and state["rows"],
         is_main=is_main,
     )
-    epoch = step = 0
+    epoch, step, seconds = 0, 0, 0.0  # seconds of training in this epoch
     best = {"val/mse": float("inf"), "epoch": 0}
-    running_loss, running_steps, mean_loss, seconds = torch.zeros((), device=device), 0, 0.0, 0.0
     if state is not None:
         checkpoints.restore(parts, state)
-        epoch, step, best = state["epoch"], state["step"], state["best"]
-        running_loss, running_steps, mean_loss, seconds = state["running"]
-        running_loss = running_loss.to(device)
+        epoch, step, best, seconds = (state[name] for name in ("epoch", "step", "best", "seconds"))
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
-    def save() -> None:
-        place = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
-        place["running"] = running_loss, running_steps, mean_loss, seconds
-        state = {**same, **place, **checkpoints.states(parts)}
+    def current() -> dict:
+        place = {"epoch": epoch, "step": step, "best": best, "seconds": seconds}
+        return {**same, **place, "rows": tracker.rows, **checkpoints.states(parts)}
+
+    def save(state: dict) -> None:
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
+    def stop_if_wrong() -> None:
+        if wrong := watch.problem():
+            save(good)
+            tracker.stop(1, wrong)
+            raise UserError(f"{wrong}; {run_dir} is kept as of step {good['step']}")
+
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
-            save()
+            stop_if_wrong()
+            save(current())
             tracker.stop(128 + number)
             interruption.leave(number)
 
     # ---------------------------------------------------------------- Training
     interruption.hold(accelerator)
-    if state is None:
-        save()  # there is room, and from here on the run goes on as itself
     network.train()
+    good = copy.deepcopy(current())  # the last state of which all numbers are known to be finite
+    if state is None:
+        save(good)  # there is room, and from here on the run goes on as itself
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
         first_step = epoch * steps_per_epoch
@@ -201,25 +222,20 @@ def main(config: Config) -> dict[str, float]:
             loss = reconstruction_loss(reconstructions, inputs, config.alpha)
 
             accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)
+            watch.clip(config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            running_loss, running_steps = running_loss + loss.detach(), running_steps + 1
+            watch.add(step, learning_rate, loss)
             bar.update()
 
             if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                mean_loss = accelerator.reduce(running_loss, "mean").item() / running_steps
-                precision = accelerator.mixed_precision
-                if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1, wrong)
-                    raise UserError(wrong)
-                row = {"train/loss": mean_loss, "train/gradient_norm": gradient_norm.item()}
-                row["train/learning_rate"] = learning_rate
+                stop_if_wrong()
+                row = watch.means() | {"train/learning_rate": learning_rate}
                 tracker.log(row, step, step / steps_per_epoch)
-                running_loss, running_steps = torch.zeros((), device=device), 0
+                good = copy.deepcopy(current())
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+                bar.set_postfix_str(f"loss {watch.loss:.4f}, {rate:,.0f} images/s")
             seconds = time.perf_counter() - started
             stop_if_asked()
         bar.close()
@@ -240,17 +256,17 @@ def main(config: Config) -> dict[str, float]:
         epoch, seconds = done, 0
         if row:
             tracker.log(row, step, epoch)
+            pca_said = f" (PCA {pca_line['mse']:.5f})" if pca else ""
             tracking.say(
-                f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f}, val mse {row['val/mse']:.5f}"
-                + (f" (PCA {pca_line['mse']:.5f})" if pca else "")
-                + f", val kNN {row['val/knn_accuracy']:.2%}"
-                f", {row['time/images_per_second']:,.0f} images/s"
+                f"epoch {epoch}/{config.epochs}: loss {watch.loss:.4f}, val mse "
+                f"{row['val/mse']:.5f}{pca_said}, val kNN {row['val/knn_accuracy']:.2%}, "
+                f"{row['time/images_per_second']:,.0f} images/s"
             )
             if row["val/mse"] < best["val/mse"]:
                 best = {"val/mse": row["val/mse"], "epoch": epoch}
                 checkpoints.save_best(run_dir / "checkpoints", network.state_dict())
                 tracker.best(best)
-        save()
+        save(current())
     accelerator.wait_for_everyone()
     accelerator.end_training()
     interruption.release()
@@ -266,24 +282,13 @@ def main(config: Config) -> dict[str, float]:
     models.save_encoder(run_dir, encoder, {**architecture, "mean": half, "std": half, **origin})
     tracking.say("training the classifier on the frozen encoder, then measuring and drawing")
     flip = config.dataset in data.FLIPPABLE if config.flip is None else config.flip
-
-    def views() -> Iterator[data.Split]:  # one at a time: each is as large as the training images
-        for view in range(1, config.classifier_views):
-            yield shifted(images.train, flip, data.generator(config.seed, view))
-
-    latents = evaluation.encode_splits(encoder, preprocess, images, config.test, views())
-    recipe = {
-        "epochs": config.classifier_epochs,
-        "batch_size": config.classifier_batch_size,
-        "learning_rate": config.classifier_learning_rate,
-        "weight_decay": config.classifier_weight_decay,
-        "seed": config.seed,
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "no",
-    }
+    shifts = (images.train, view_count - 1, flip, config.seed)
+    latents = evaluation.encode_splits(encoder, preprocess, images, config.test, shifted(*shifts))
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay")
+    recipe = {name: getattr(config, f"classifier_{name}") for name in names} | {"seed": config.seed}
+    recipe["precision"] = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     torch.manual_seed(config.seed)  # also after a resume, which drew nothing so far
-    classes = len(images.class_names)
-    shape = (config.latent_dim, config.hidden_dim, classes, config.dropout)
-    classifier = models.MLPClassifier(*shape).to(device)
+    classifier = models.MLPClassifier(*sizes).to(device)
     with tracking.progress(config.classifier_epochs, "classifier", is_main) as bar:
         for row in probes.train_classifier(classifier, latents, **recipe):
             step, epoch = step + 1, epoch + 1
@@ -304,8 +309,8 @@ def main(config: Config) -> dict[str, float]:
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
         if pca:
-            baseline = models.MLPClassifier(*shape).to(device)
-            metrics |= evaluation.pca_metrics(pca, images, views(), baseline, recipe)
+            baseline = models.MLPClassifier(*sizes).to(device)
+            metrics |= evaluation.pca_metrics(pca, images, shifted(*shifts), baseline, recipe)
         else:
             tracking.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
         evaluation.save_latents(run_dir / "latents.npz", codes, shown.labels, predictions)
@@ -333,14 +338,17 @@ def main(config: Config) -> dict[str, float]:
     return metrics
 
 
-def shifted(split: data.Split, flip: bool, generator: torch.Generator) -> data.Split:
-    """A copy of the images, each moved by a few pixels and, where `flip`, perhaps mirrored."""
+def shifted(split: data.Split, copies: int, flip: bool, seed: int) -> Iterator[data.Split]:
+    """Copies of all images, each moved by a few pixels and, where `flip`, perhaps mirrored."""
     channels, size = split.source.shape[1:3]
-    drawn = augmentation.draw("light", len(split), size, generator, flip, channels == 3)
     rows, place = torch.arange(len(split)), split.source.device
-    blocks = (augmentation.apply(split.images(b), drawn[b]) for b in rows.split(1024))
-    source = torch.cat([(block * 255).round().byte().to(place) for block in blocks])
-    return data.Split(source, rows.to(place), split.labels)
+    parts = rows.split(memory.images_at_once(size, 1024))
+    for copy_number in range(1, copies + 1):  # one at a time: each is as large as the images
+        generator = data.generator(seed, copy_number)
+        drawn = augmentation.draw("light", len(split), size, generator, flip, channels == 3)
+        blocks = (augmentation.apply(split.images(part), drawn[part]) for part in parts)
+        source = torch.cat([(block * 255).round().byte().to(place) for block in blocks])
+        yield data.Split(source, rows.to(place), split.labels)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ What to expect on 2 CPU cores: digits in half a minute, MNIST (20 epochs) in abo
     wandb sweep sweeps/joint.yaml
 """
 
+import copy
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from common import (
     data,
     evaluation,
     folders,
+    health,
+    memory,
     models,
     probes,
     runs,
@@ -116,17 +119,18 @@ def main(config: Config) -> dict[str, float]:
         )
 
     # ---------------------------------------------------------------- Model
-    architecture = {
-        "encoder": config.encoder,
-        "channels": images.channels,
-        "image_size": config.image_size,
-        "width": config.width,
-        "blocks": config.blocks,
-        "latent_dim": config.latent_dim,
-    }
+    names = ("encoder", "image_size", "width", "blocks", "latent_dim")
+    architecture = {name: getattr(config, name) for name in names} | {"channels": images.channels}
     classes = len(images.class_names)
-    network = models.JointClassifier(models.build_encoder(**architecture), classes).to(device)
-    network = runtime.share_batch_norm(network, accelerator)
+    network = memory.build(
+        lambda: models.JointClassifier(models.build_encoder(**architecture), classes),
+        (local.stop - local.start, images.channels, size, size),
+        memory.MOMENTUM if config.optimizer == "sgd" else memory.ADAM,
+        accelerator,
+        "--width, --blocks, --latent_dim or --batch_size",
+    )
+    network = runtime.share_batch_norm(network, accelerator).to(device)
+    memory.check_latents(network.encoder.output_dim, images, 1, device, "--latent_dim")
     preprocess = models.Preprocess(images.mean, images.std).to(device)
 
     # ---------------------------------------------------------------- Optimiser
@@ -147,7 +151,14 @@ def main(config: Config) -> dict[str, float]:
     same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
     facts = {"method": METHOD, "class_names": images.class_names, **same}
     facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
-    parts = {"network": network, "optimizer": optimizer, "scaler": accelerator.scaler}
+    names = ("loss", "cross_entropy", "probability_mae", "accuracy")
+    watch = health.Watch(accelerator, network, names)
+    parts = {
+        "network": network,
+        "optimizer": optimizer,
+        "watch": watch,
+        "scaler": accelerator.scaler,
+    }
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,
@@ -159,35 +170,40 @@ def main(config: Config) -> dict[str, float]:
         keep_rows=state and state["rows"],
         is_main=is_main,
     )
-    epoch = step = 0
+    epoch, step, seconds = 0, 0, 0.0  # seconds of training in this epoch
     best = {"val/accuracy": -1.0, "epoch": 0}
-    # sums since the last row: of the loss, its two parts and the accuracy
-    running, running_steps, mean_loss, seconds = torch.zeros(4, device=device), 0, 0.0, 0.0
     if state is not None:
         checkpoints.restore(parts, state)
-        epoch, step, best = state["epoch"], state["step"], state["best"]
-        running, running_steps, mean_loss, seconds = state["running"]
-        running = running.to(device)
+        epoch, step, best, seconds = (state[name] for name in ("epoch", "step", "best", "seconds"))
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
-    def save() -> None:
-        place = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
-        place["running"] = running, running_steps, mean_loss, seconds
-        state = {**same, **place, **checkpoints.states(parts)}
+    def current() -> dict:
+        place = {"epoch": epoch, "step": step, "best": best, "seconds": seconds}
+        return {**same, **place, "rows": tracker.rows, **checkpoints.states(parts)}
+
+    def save(state: dict) -> None:
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
+    def stop_if_wrong() -> None:
+        if wrong := watch.problem():
+            save(good)
+            tracker.stop(1, wrong)
+            raise UserError(f"{wrong}; {run_dir} is kept as of step {good['step']}")
+
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
-            save()
+            stop_if_wrong()
+            save(current())
             tracker.stop(128 + number)
             interruption.leave(number)
 
     # ---------------------------------------------------------------- Training
     interruption.hold(accelerator)
-    if state is None:
-        save()  # there is room, and from here on the run goes on as itself
     network.train()
+    good = copy.deepcopy(current())  # the last state of which all numbers are known to be finite
+    if state is None:
+        save(good)  # there is room, and from here on the run goes on as itself
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
         first_step = epoch * steps_per_epoch
@@ -223,30 +239,21 @@ def main(config: Config) -> dict[str, float]:
                     row[f"train/{name}_gradient_norm"] = norm.item()
                 tracker.log(row, 0, 0)
             accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)
+            watch.clip(config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
             accuracy = (logits.argmax(1) == labels).float().mean()
-            running = running + torch.stack([loss, cross_entropy, mae, accuracy]).detach()
-            running_steps += 1
+            watch.add(step, learning_rate, loss, cross_entropy, mae, accuracy)
             bar.update()
 
             if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                means = accelerator.reduce(running, "mean") / running_steps
-                names = ("loss", "cross_entropy", "probability_mae", "accuracy")
-                row = {f"train/{name}": m for name, m in zip(names, means.tolist(), strict=True)}
-                mean_loss = row["train/loss"]
-                precision = accelerator.mixed_precision
-                if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1, wrong)
-                    raise UserError(wrong)
-                row["train/gradient_norm"] = gradient_norm.item()
-                row["train/learning_rate"] = learning_rate
+                stop_if_wrong()
+                row = watch.means() | {"train/learning_rate": learning_rate}
                 tracker.log(row, step, step / steps_per_epoch)
-                running, running_steps = torch.zeros(4, device=device), 0
+                good = copy.deepcopy(current())
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+                bar.set_postfix_str(f"loss {watch.loss:.4f}, {rate:,.0f} images/s")
             seconds = time.perf_counter() - started
             stop_if_asked()
         bar.close()
@@ -272,7 +279,7 @@ def main(config: Config) -> dict[str, float]:
         if row:
             tracker.log(row, step, epoch)
             tracking.say(
-                f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f}, val accuracy "
+                f"epoch {epoch}/{config.epochs}: loss {watch.loss:.4f}, val accuracy "
                 f"{row['val/accuracy']:.2%}, val kNN {row['val/knn_accuracy']:.2%}, "
                 f"{row['time/images_per_second']:,.0f} images/s"
             )
@@ -280,7 +287,7 @@ def main(config: Config) -> dict[str, float]:
                 best = {"val/accuracy": row["val/accuracy"], "epoch": epoch}
                 checkpoints.save_best(run_dir / "checkpoints", network.state_dict())
                 tracker.best(best)
-        save()
+        save(current())
     accelerator.wait_for_everyone()
     accelerator.end_training()
     interruption.release()

@@ -14,6 +14,7 @@ What to expect on 2 CPU cores: digits in a few minutes; natural images want a na
     wandb sweep sweeps/supcon.yaml
 """
 
+import copy
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from common import (
     data,
     evaluation,
     folders,
+    health,
+    memory,
     models,
     probes,
     runs,
@@ -116,7 +119,7 @@ def main(config: Config) -> dict[str, float]:
         raise UserError(f"--temperature {config.temperature} is too low for float32; take 0.003 up")
     if config.supervised and len(images.class_names) < 2:
         raise UserError("all images are of one class, so nothing is pushed away; add another class")
-    if config.views < 2 and (not config.supervised or config.batch_size < 2):
+    if config.views < 2 and not config.supervised:
         raise UserError("--views 1 leaves no positives without labels; take at least 2")
     shares = images.train.labels.bincount(minlength=len(images.class_names)) / len(images.train)
     ids = config.batch_size * shares if config.supervised else torch.ones(config.batch_size)
@@ -124,25 +127,19 @@ def main(config: Config) -> dict[str, float]:
     collapse = supcon_collapse(config.batch_size, config.views)
 
     # ---------------------------------------------------------------- Model
-    architecture = {
-        "encoder": config.encoder,
-        "channels": images.channels,
-        "image_size": config.image_size,
-        "width": config.width,
-        "blocks": config.blocks,
-        "latent_dim": None,  # the features themselves
-    }
-    encoder = models.build_encoder(**architecture)
-    count = config.views * config.batch_size  # embeddings
-    # float32: the head's last layer with gradient, momentum and a copy; embeddings with gradient
-    size = 4 * config.projection_dim * (4 * encoder.output_dim + 2 * count)
-    if size > runtime.available_memory(device):
-        raise UserError(
-            f"--projection_dim {config.projection_dim} at N = {count} embeddings needs "
-            f"{size / 2**30:.1f} GiB, more than is free; make it, --batch_size or --views smaller"
-        )
-    network = models.SupConResNet(encoder, config.projection_dim).to(device)
-    network = runtime.share_batch_norm(network, accelerator)
+    names = ("encoder", "image_size", "width", "blocks")
+    architecture = {name: getattr(config, name) for name in names}
+    architecture |= {"channels": images.channels, "latent_dim": None}  # the features themselves
+    network = memory.build(
+        lambda: models.SupConResNet(models.build_encoder(**architecture), config.projection_dim),
+        (config.views * (local.stop - local.start), images.channels, size, size),
+        memory.MOMENTUM if config.optimizer == "sgd" else memory.ADAM,
+        accelerator,
+        "--width, --blocks, --projection_dim, --views or --batch_size",
+    )
+    network = runtime.share_batch_norm(network, accelerator).to(device)
+    memory.check_latents(network.encoder.output_dim, images, 1, device, "--width")
+    memory.check_latents(config.projection_dim, images, 1, device, "--projection_dim")
     preprocess = models.Preprocess(images.mean, images.std).to(device)
 
     # ---------------------------------------------------------------- Optimiser
@@ -163,7 +160,9 @@ def main(config: Config) -> dict[str, float]:
     same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
     facts = {"method": METHOD, "class_names": images.class_names, **same}
     facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
-    parts = {"network": network, "optimizer": optimizer, "scaler": accelerator.scaler}
+    watch = health.Watch(accelerator, network, ("loss",))
+    parts = {"network": network, "optimizer": optimizer, "watch": watch}
+    parts["scaler"] = accelerator.scaler  # None but for fp16
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,
@@ -175,34 +174,40 @@ def main(config: Config) -> dict[str, float]:
         keep_rows=state and state["rows"],
         is_main=is_main,
     )
-    epoch = step = 0
+    epoch, step, seconds = 0, 0, 0.0  # seconds of training in this epoch
     best = {"val/knn_accuracy": -1.0, "epoch": 0}
-    running, running_steps, mean_loss, seconds = torch.zeros((), device=device), 0, 0.0, 0.0
     if state is not None:
         checkpoints.restore(parts, state)
-        epoch, step, best = state["epoch"], state["step"], state["best"]
-        running, running_steps, mean_loss, seconds = state["running"]
-        running = running.to(device)
+        epoch, step, best, seconds = (state[name] for name in ("epoch", "step", "best", "seconds"))
         tracking.say(f"going on with {run_dir} at epoch {epoch + 1}, step {step}", is_main)
 
-    def save() -> None:
-        place = {"epoch": epoch, "step": step, "best": best, "rows": tracker.rows}
-        place["running"] = running, running_steps, mean_loss, seconds
-        state = {**same, **place, **checkpoints.states(parts)}
+    def current() -> dict:
+        place = {"epoch": epoch, "step": step, "best": best, "seconds": seconds}
+        return {**same, **place, "rows": tracker.rows, **checkpoints.states(parts)}
+
+    def save(state: dict) -> None:
         if is_main:
             checkpoints.save_last(run_dir / "checkpoints", state)
 
+    def stop_if_wrong() -> None:
+        if wrong := watch.problem():
+            save(good)
+            tracker.stop(1, wrong)
+            raise UserError(f"{wrong}; {run_dir} is kept as of step {good['step']}")
+
     def stop_if_asked() -> None:
         if number := interruption.agreed(accelerator):
-            save()
+            stop_if_wrong()
+            save(current())
             tracker.stop(128 + number)
             interruption.leave(number)
 
     # ---------------------------------------------------------------- Training
     interruption.hold(accelerator)
-    if state is None:
-        save()  # there is room, and from here on the run goes on as itself
     network.train()
+    good = copy.deepcopy(current())  # the last state of which all numbers are known to be finite
+    if state is None:
+        save(good)  # there is room, and from here on the run goes on as itself
     while epoch < config.epochs:
         batches = data.epoch_batches(len(images.train), config.batch_size, config.seed, epoch)
         first_step = epoch * steps_per_epoch
@@ -230,26 +235,21 @@ def main(config: Config) -> dict[str, float]:
             )
 
             accelerator.backward(loss)
-            gradient_norm = accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)
+            watch.clip(config.max_gradient_norm)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            running, running_steps = running + loss.detach(), running_steps + 1
+            watch.add(step, learning_rate, loss)
             bar.update()
 
             if step % config.log_every == 0 or step % steps_per_epoch == 0:
-                mean_loss = accelerator.reduce(running, "mean").item() / running_steps
-                precision = accelerator.mixed_precision
-                if wrong := runtime.if_not_finite(mean_loss, step, learning_rate, precision):
-                    tracker.stop(1, wrong)
-                    raise UserError(wrong)
-                row = {"train/loss": mean_loss, "train/gradient_norm": gradient_norm.item()}
+                stop_if_wrong()
+                row = watch.means() | {"train/learning_rate": learning_rate}
                 row |= {"train/loss_floor": floor, "train/loss_collapse": collapse}
-                row["train/learning_rate"] = learning_rate
                 tracker.log(row, step, step / steps_per_epoch)
-                running, running_steps = torch.zeros((), device=device), 0
+                good = copy.deepcopy(current())
                 rate = (step - first_step) * config.batch_size / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {rate:,.0f} images/s")
+                bar.set_postfix_str(f"loss {watch.loss:.4f}, {rate:,.0f} images/s")
             seconds = time.perf_counter() - started
             stop_if_asked()
         bar.close()
@@ -269,18 +269,18 @@ def main(config: Config) -> dict[str, float]:
         if row:
             tracker.log(row, step, epoch)
             tracking.say(
-                f"epoch {epoch}/{config.epochs}: loss {mean_loss:.4f} (floor {floor:.2f}, collapse "
-                f"{collapse:.2f}), val kNN {row['val/knn_accuracy']:.2%}, "
+                f"epoch {epoch}/{config.epochs}: loss {watch.loss:.4f} (floor {floor:.2f}, "
+                f"collapse {collapse:.2f}), val kNN {row['val/knn_accuracy']:.2%}, "
                 f"{row['time/images_per_second']:,.0f} images/s"
             )
             if row["val/knn_accuracy"] > best["val/knn_accuracy"]:
                 best = {"val/knn_accuracy": row["val/knn_accuracy"], "epoch": epoch}
                 checkpoints.save_best(run_dir / "checkpoints", network.state_dict())
                 tracker.best(best)
-        if epoch == 1 and mean_loss > collapse - 0.01 * (collapse - floor):
+        if epoch == 1 and watch.loss > collapse - 0.01 * (collapse - floor):
             advice = "a lower --learning_rate, more --warmup_epochs or a higher --temperature"
             tracking.say(f"warning: all embeddings are nearly equal; try {advice}", is_main)
-        save()
+        save(current())
     accelerator.wait_for_everyone()
     accelerator.end_training()
     interruption.release()

@@ -29,9 +29,14 @@ def states(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Give each part its state back."""
+    """Give each part its state back. `UserError` where another version wrote the checkpoint."""
     for name, part in parts.items():
         if part is not None:
+            if state.get(name) is None:
+                raise UserError(
+                    f"the checkpoint was written by another version (it has no {name}); "
+                    "start a new run, or go on with that version"
+                )
             part.load_state_dict(state[name])
 
 
@@ -68,9 +73,9 @@ def load_last(folder: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
         for message in damaged:
             print(f"warning: {message}; going on from {name}")
         for name, value in expected.items():
-            if state[name] != value:
+            if state.get(name) != value:
                 raise UserError(
-                    f"{folder.parent} cannot go on: its {name} was {state[name]}, now it is "
+                    f"{folder.parent} cannot go on: its {name} was {state.get(name)}, now it is "
                     f"{value}; bring the former back, or start a new run"
                 )
         return state

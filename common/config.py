@@ -7,10 +7,12 @@ the comment behind the field.
 """
 
 import dataclasses
+import errno
 import math
 import os
 import sys
 import typing
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -54,6 +56,7 @@ ImageSize = Annotated[int, Limits(8, 1024, multiple_of=8)]  # three halvings lea
 Positive = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
 NonNegative = Annotated[float, Limits(0, 1e6)]  # weight decay
 Fraction = Annotated[float, Limits(0, 1)]  # shares, alpha
+Draws = Annotated[int, Limits(1, 100)]  # repetitions of a probe
 Points = Annotated[int, Limits(10, 2000)]  # of a map on a page: 2,000 are drawn without a delay
 
 # What a continued run may be told anew; everything else would make it another run.
@@ -71,21 +74,47 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
         args: words of the command line; None reads `sys.argv`.
 
     Raises:
-        UserError: a number outside its limits; a flag that contradicts the run to be continued.
+        UserError: a number outside its limits; a text that is empty or unprintable; a flag that
+            contradicts the run to be continued.
         SystemExit: what tyro itself refuses (unknown flags, words for numbers), with its own text.
     """
-    config = _command_line(config_class, args, default=None)
+    config = _checked(_command_line(config_class, args, default=None))
     if getattr(config, "resume", None) is not None:
         if config.run_dir is not None:
             raise UserError("--resume names the run folder already; leave --run_dir out")
         if (Path(config.resume) / "config.json").exists():
-            config = _continued(config_class, args, Path(config.resume))
-    for name, limits in _limits(config_class).items():
+            config = _checked(_continued(config_class, args, Path(config.resume)))
+    return config
+
+
+def _checked(config: ConfigType) -> ConfigType:
+    """The same, if every number is within its limits and every text can be a name."""
+    for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
         right = None if value is None else limits.refuses(value)
         if right:
             raise UserError(f"--{name} {value} is out of range: it must be {right}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for text in value if isinstance(value, tuple) else [value]:
+            is_list = field.default == ""  # of tags: may be empty, or longer than a file's name
+            if isinstance(text, str) and (wrong := _wrong_text(text, is_list)):
+                raise UserError(f"--{field.name} {wrong}")
     return config
+
+
+def _wrong_text(text: str, is_list: bool) -> str | None:
+    """Why no file, and no project of W&B, can be called so; None where one can."""
+    if not text.strip():
+        return None if is_list else "is empty; name one, or leave the flag out"
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        return f"{text!a} holds control characters; leave them out"
+    try:
+        os.lstat("" if is_list else text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{text[:20]}… is too long for a name"
+    return None
 
 
 def _command_line(config_class: type, args: Sequence[str] | None, default: Any) -> Any:
@@ -102,7 +131,10 @@ def _command_line(config_class: type, args: Sequence[str] | None, default: Any) 
 
 def _continued(config_class: type, args: Sequence[str] | None, run_dir: Path) -> Any:
     """The configuration of the run in `run_dir`, if the command line does not contradict it."""
-    settings = read_json(run_dir / "config.json").get("settings", {})
+    settings = read_json(run_dir / "config.json")
+    settings = settings.get("settings") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{run_dir}/config.json holds no settings of a run; restore a copy of it")
     fields = {field.name for field in dataclasses.fields(config_class)}
     if set(settings) != fields:
         odd = ", ".join(sorted(set(settings) ^ fields))

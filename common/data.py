@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import checksum, lock
+from common.memory import check, images_at_once
 
 Name = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
 
@@ -28,13 +29,8 @@ SPLIT_SEED = 20_240_229  # of the held-out images; deliberately not the run's se
 VALIDATION_FRACTION = 0.1  # of the training images
 TEST_FRACTION = 0.2  # of all images, where the data set brings no test split
 
-TORCHVISION = {  # the names of its classes
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-}
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN"}  # its classes
+TORCHVISION |= {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +189,7 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
 def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Floats, Floats]:
     """Mean and standard deviation (1 if there is none) of each channel over `rows`, in [0,1]."""
     sums = np.zeros((2, images.shape[1]))
-    for block in np.array_split(rows, max(1, len(rows) // 1024)):
+    for block in np.array_split(rows, max(1, len(rows) // images_at_once(images.shape[-1], 1024))):
         values = images[block] / 255.0  # float64
         sums += values.sum(axis=(0, 2, 3)), np.square(values).sum(axis=(0, 2, 3))
     mean, square = sums / (len(rows) * images[0, 0].size)
@@ -242,8 +238,10 @@ def _digits(image_size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
     images, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(images).view(-1, 1, 8, 8) * (255 / 16)
-    large = F.interpolate(small, size=image_size, mode="bilinear", align_corners=False)
-    return large.round().byte().numpy(), labels.astype(np.int64), tuple("0123456789")
+    large = torch.empty(len(small), 1, image_size, image_size, dtype=torch.uint8)
+    for rows in torch.arange(len(small)).split(images_at_once(image_size, len(small))):
+        large[rows] = F.interpolate(small[rows], image_size, mode="bilinear").round().byte()
+    return large.numpy(), labels.astype(np.int64), tuple("0123456789")
 
 
 def _torchvision(
@@ -291,6 +289,8 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
         images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     if images.shape[-1] == image_size:
         return images
+    needed = images[..., 0, 0].size * image_size**2
+    check(needed, torch.device("cpu"), f"enlarging {len(images):,} images", "--image_size")
     return resize(torch.from_numpy(images), [image_size, image_size], antialias=True).numpy()
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from common import geometry, plots, probes
 from common.files import write
+from common.memory import images_at_once
 
-BATCH = 512
 # The variance of rounding to 8 bits, images in [0,1]: an error below it is none.
 ROUNDING_MSE = 1 / (12 * 255**2)
 LARGEST_PIXEL_SPACE = 2**31  # bytes of flattened training images that are still searched
@@ -42,8 +42,9 @@ def encode(encoder: nn.Module, preprocess: nn.Module, split) -> Tensor:
 
 def image_blocks(split) -> Iterator[Tensor]:
     """The images of a split, uint8 (B,C,S,S) at a time."""
-    for start in range(0, len(split), BATCH):
-        yield split.images(slice(start, start + BATCH))
+    count = images_at_once(split.source.shape[-1])
+    for start in range(0, len(split), count):
+        yield split.images(slice(start, start + count))
 
 
 def pixels(split) -> Iterator[Tensor]:

@@ -100,6 +100,25 @@ def checksum(*chunks: bytes | memoryview) -> str:
 
 
 @contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder; if the block fails, one that was not there before is removed again.
+
+    `UserError` where it cannot be made.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def lock(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`; the system frees it however the process ends.
 

@@ -147,6 +147,8 @@ def build_encoder(
 ) -> EncoderCNN | ResNet:
     """The encoder of that name; `width` None is the usual one (32 for cnn, 64 for the ResNets)."""
     width = width or DEFAULT_WIDTH[encoder]
+    if blocks > 100:
+        raise UserError(f"--blocks {blocks} is too deep; take at most 100 per stage")
     if encoder == "cnn":
         return EncoderCNN(channels, image_size, width, blocks, latent_dim)
     if blocks:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
+from common.health import Gradients
 from common.runtime import autocast
 
 BLOCK = 1024  # queries whose distances to all references are in memory at a time
@@ -142,6 +144,9 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
         with torch.enable_grad():
             solver.step(objective)
         probe = LinearProbe(weight.detach().clone(), bias.detach().clone(), mean, std, strength, 0)
+        if not torch.cat([probe.weight.flatten(), probe.bias]).isfinite().all():
+            size = standard.abs().max().item()
+            raise UserError(f"no linear probe fits these latents: their largest number is {size}")
         reached = accuracy(probe.predict(latents.validation), latents.validation_labels)
         if best is None or reached > best.accuracy:
             best = LinearProbe(probe.weight, probe.bias, mean, std, strength, reached)
@@ -216,6 +221,9 @@ def train_classifier(
     Yields:
         `train/classifier_loss`, `train/accuracy` (as seen while training, dropout active),
         `val/classifier_loss`, `val/accuracy`.
+
+    Raises:
+        UserError: a loss or gradient that is not finite; the classifier is of no use then.
     """
     views, labels, device = (
         (latents.train, *latents.views),
@@ -229,6 +237,7 @@ def train_classifier(
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps)
     best_accuracy, best_state = -1.0, None
+    gradients = Gradients(classifier)
     shuffle = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     for epoch in range(epochs):
@@ -243,10 +252,14 @@ def train_classifier(
             loss = F.cross_entropy(logits.float(), labels[rows])
             optimizer.zero_grad()
             loss.backward()
+            is_wrong = ~(loss.detach() + gradients.clip()).isfinite()
+            gradients.add(schedule.last_epoch + 1, schedule.get_last_lr()[0], loss, is_wrong)
             optimizer.step()
             schedule.step()
             loss_sum += loss.detach()
             correct += (logits.argmax(1) == labels[rows]).sum()
+        if wrong := gradients.problem(precision):
+            raise UserError(f"training the classifier on the latents: {wrong}")
         classifier.eval()
         with torch.no_grad():
             logits = classifier(latents.validation)

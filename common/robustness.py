@@ -33,6 +33,10 @@ class Disturbed:
     def labels(self) -> Tensor:
         return self.split.labels
 
+    @property
+    def source(self) -> Tensor:
+        return self.split.source
+
     def images(self, positions: slice) -> Tensor:
         """float32 (B,C,S,S) in [0,1]."""
         generator = torch.Generator().manual_seed(positions.start or 0)

@@ -38,6 +38,10 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
     entries = path.iterdir() if path.is_dir() else [path] if path.exists() else []
     # a run that was killed while it started leaves no more than a lock and W&B's files
     is_used = any(entry.name[:1] != "." and entry.name != "wandb" for entry in entries)
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a broken link; remove it, or choose another folder")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder; choose another one for the run")
     if is_used and resume is None:
         advice = f"continue it with --resume {path}, or choose another --run_dir"
         raise UserError(f"{path} exists; {advice}")
@@ -66,6 +70,7 @@ def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]
     "supcon digits: encoder=cnn temperature=0.2". `settings` are the flags of the run, `tags`
     among them separated by commas, `defaults` those of the script.
     """
+    check_project(settings["project"])
     changed = [
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in settings.items()
@@ -74,14 +79,25 @@ def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]
     name = f"{method} {settings['dataset']}" + (": " if changed else "") + " ".join(changed)
     if len(name) > LONGEST_NAME:
         name = name[: LONGEST_NAME - 1] + "…"
-    own = (tag.strip()[:64] for tag in settings["tags"].split(","))  # W&B refuses longer ones
-    tags = [method, settings["dataset"], settings["encoder"], *filter(None, own)]
+    tags = [method, settings["dataset"], settings["encoder"], *own_tags(settings["tags"])]
     return {
         "name": name,
         "group": settings["dataset"],
         "job_type": method,
         "tags": list(dict.fromkeys(tags)),
     }
+
+
+def own_tags(text: str) -> list[str]:
+    """The tags in a text that separates them by commas; W&B refuses more than 64 characters."""
+    return list(filter(None, (tag.strip()[:64] for tag in text.split(","))))
+
+
+def check_project(name: str) -> None:
+    """`UserError` for a name that W&B gives no project."""
+    if len(name) > LONGEST_NAME or any(letter in "/\\#?%:" for letter in name):
+        rule = f"at most {LONGEST_NAME} characters, and none of / \\ # ? % :"
+        raise UserError(f"--project {name} is no name of a project in W&B: {rule}")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What do we run on?   threads, processes, precision, and what to record about them"""
 
+import contextlib
 import ctypes
-import math
 import os
 import platform
 import resource
@@ -126,24 +126,46 @@ def share_batch_norm(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     return network
 
 
-def if_not_finite(loss: float, step: int, learning_rate: float, precision: str) -> str:
-    """What to tell the user when the loss is no number any more; empty while it is one."""
-    if math.isfinite(loss):
-        return ""
-    return (
-        f"the loss is {loss} at step {step} (learning rate {learning_rate:.3g}, precision "
-        f"{precision}); start anew with a lower --learning_rate or with --precision no"
-    )
-
-
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the GPU, or on this machine."""
+    """Bytes that can still be had on the GPU, or on this machine, in the job's share of it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    found = [sys.maxsize]  # macOS does not tell
+    with contextlib.suppress(OSError, ValueError):  # what the page cache holds, too
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+    with contextlib.suppress(OSError):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        found += [limit - used] if limit != resource.RLIM_INFINITY else []
+    with contextlib.suppress(OSError):  # a scheduler or a container kills what takes more
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, name = line.split(":", 2)
+            if kinds in ("", "memory"):
+                root = Path("/sys/fs/cgroup", kinds)
+                folders = [root, *(root / part for part in _paths_down(name))]
+                found += [free for folder in folders if (free := _free_in(folder)) is not None]
+    return max(0, min(found))
+
+
+def _paths_down(name: str) -> list[str]:
+    """Of "/a/b": "a" and "a/b"."""
+    parts = name.strip("/").split("/")
+    return ["/".join(parts[: n + 1]) for n in range(len(parts))] if parts != [""] else []
+
+
+def _free_in(folder: Path) -> int | None:
+    """Bytes that a control group (version 2 or 1) may still take; None where nothing limits it."""
+    names = ("memory.max", "memory.current", "inactive_file")
+    if (folder / "memory.limit_in_bytes").exists():
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):  # macOS does not tell
-        return sys.maxsize
+        limit, used = (int((folder / name).read_text()) for name in names[:2])  # "max": no number
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    cached = sum(int(line.split()[1]) for line in lines if line.split()[0] == names[2])
+    return limit - used + cached  # the page cache gives way
 
 
 def peak_memory_gib(device: torch.device) -> float:

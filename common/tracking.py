@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from common import wandb_runs
 from common.errors import UserError
-from common.files import append, lock, read_json, remove_parts, room_for, write, write_json
+from common.files import append, lock, made, read_json, remove_parts, room_for, write, write_json
 
 
 def open_tracker(
@@ -45,8 +45,7 @@ def open_tracker(
         return NullTracker()
     run_dir = Path(run_dir)
     # the stack gives the lock back if anything below fails
-    with room_for(run_dir, 2**20), contextlib.ExitStack() as held:
-        run_dir.mkdir(parents=True, exist_ok=True)
+    with room_for(run_dir, 2**20), made(run_dir), contextlib.ExitStack() as held:
         held.enter_context(lock(run_dir / ".lock", busy=f"{run_dir} is in use by another process"))
         if (run_dir / "summary.json").exists():
             raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")

@@ -42,7 +42,7 @@ def test_encode_keeps_the_order_and_changes_nothing(images):
 
 
 def test_errors_of_reconstruction_are_means_over_all_pixels(monkeypatch, images):
-    monkeypatch.setattr(evaluation, "BATCH", 7)  # blocks of unequal size
+    monkeypatch.setattr(evaluation, "images_at_once", lambda size: 7)  # blocks of unequal size
     grey = 0.25
 
     class Grey(nn.Module):

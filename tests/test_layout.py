@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "files", "runtime"}
+GROUND = {"errors", "files", "runtime", "health", "memory"}
 ALLOWED = {
     "evaluation": GROUND | {"probes", "geometry", "plots"},
     "folders": GROUND | {"decoding"},

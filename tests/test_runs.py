@@ -47,7 +47,7 @@ def test_choose_run_dir_refuses_what_would_overwrite_or_fail():
     assert runs.choose_run_dir(None, "new", "ae", "digits") == Path("new")
     with pytest.raises(UserError, match=r"cannot write to used/photo.png/run"):
         runs.choose_run_dir("used/photo.png/run", None, "ae", "digits")
-    with pytest.raises(UserError, match=r"used/photo.png exists"):
+    with pytest.raises(UserError, match=r"used/photo.png is no folder"):
         runs.choose_run_dir("used/photo.png", None, "ae", "digits")
 
 

@@ -86,13 +86,6 @@ def test_processes_that_do_not_know_of_each_other_are_noticed(monkeypatch):
         runtime.start("no", seed=0)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_likely_causes():
-    assert runtime.if_not_finite(1.0, 7, 0.1, "bf16") == ""
-    for loss in (float("nan"), float("inf")):
-        text = runtime.if_not_finite(loss, 7, 0.1, "bf16")
-        assert f"{loss} at step 7 (learning rate 0.1, precision bf16)" in text
-
-
 def test_the_facts_name_versions_hardware_and_processes():
     facts = runtime.facts(runtime.start("no", seed=0))
     assert facts["torch"] == torch.__version__.split("+")[0]

@@ -153,12 +153,7 @@ def main(config: Config) -> dict[str, float]:
     facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
     names = ("loss", "cross_entropy", "probability_mae", "accuracy")
     watch = health.Watch(accelerator, network, names)
-    parts = {
-        "network": network,
-        "optimizer": optimizer,
-        "watch": watch,
-        "scaler": accelerator.scaler,
-    }
+    parts = dict(network=network, optimizer=optimizer, watch=watch, scaler=accelerator.scaler)
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,

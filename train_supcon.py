@@ -161,8 +161,7 @@ def main(config: Config) -> dict[str, float]:
     facts = {"method": METHOD, "class_names": images.class_names, **same}
     facts |= {"train_images": len(images.train), "parameters": sum(p.numel() for p in parameters)}
     watch = health.Watch(accelerator, network, ("loss",))
-    parts = {"network": network, "optimizer": optimizer, "watch": watch}
-    parts["scaler"] = accelerator.scaler  # None but for fp16
+    parts = dict(network=network, optimizer=optimizer, watch=watch, scaler=accelerator.scaler)
     state = checkpoints.load_last(run_dir / "checkpoints", expected=same)
     tracker = tracking.open_tracker(
         run_dir,

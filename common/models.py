@@ -286,8 +286,7 @@ def load_classifier(run_dir: str | Path) -> nn.Module:
         if "weight" in state:
             classifier = nn.Linear(*state["weight"].T.shape)
         else:  # dropout does nothing in eval mode
-            sizes = *state["0.weight"].T.shape, len(state["8.bias"])
-            classifier = MLPClassifier(*sizes, dropout=0.0)
+            classifier = MLPClassifier(*state["0.weight"].T.shape, len(state["8.bias"]), dropout=0)
         classifier.load_state_dict(state)
     except LOAD_ERRORS as error:
         raise UserError(f"the classifier in {run_dir} cannot be loaded ({error})") from None

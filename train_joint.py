@@ -313,8 +313,8 @@ def main(config: Config) -> dict[str, float]:
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
         if pca:
-            codes = evaluation.pca_latents(pca, images)
-            metrics |= evaluation.latent_metrics(codes, classes, "pca", "pca")
+            linear = evaluation.pca_latents(pca, images)
+            metrics |= evaluation.latent_metrics(linear, classes, "pca", "pca")
         else:
             tracking.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
         evaluation.save_latents(run_dir / "latents.npz", codes, shown.labels, predictions)

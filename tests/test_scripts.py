@@ -389,6 +389,14 @@ def test_folders_of_images_go_through_with_the_pca_line(tmp_path):
     assert metrics["val/pca_mse"] > 0
 
 
+@pytest.mark.parametrize("method", ["ae", "joint"])
+def test_the_linear_code_stands_beside_the_latents_and_not_in_their_place(method, tmp_path):
+    metrics = run(method, tmp_path / "run", "--latent_dim=6", "--epochs=1")
+    assert metrics["pca/linear_accuracy"] > 0.5
+    latents = np.load(tmp_path / "run/latents.npz")
+    assert latents["latents"].shape == (len(latents["labels"]), 6)
+
+
 WITHOUT_NORM = """
 import sys, torch
 torch.nn.BatchNorm2d = lambda *words: torch.nn.Identity()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import SCRIPTS, TINY, assert_same_bits, resume, rows_of, run
 
 import train_supcon
-from common import checkpoints, data, evaluation, models, runtime
+from common import checkpoints, data, evaluation, models
 from common.errors import UserError
 from common.interruption import Interruption
 
@@ -312,6 +312,14 @@ def test_folders_of_images_go_through_with_the_pca_line(tmp_path):
     assert 0 < metrics["pca/mse"] < 0.1
     assert metrics["pca/accuracy"] > 0.9
     assert metrics["val/pca_mse"] > 0
+
+
+@pytest.mark.parametrize("method", ["ae", "joint"])
+def test_the_linear_code_stands_beside_the_latents_and_not_in_their_place(method, tmp_path):
+    metrics = run(method, tmp_path / "run", "--latent_dim=6", "--epochs=1")
+    assert metrics["pca/linear_accuracy"] > 0.5
+    latents = np.load(tmp_path / "run/latents.npz")
+    assert latents["latents"].shape == (len(latents["labels"]), 6)
 
 
 WITHOUT_NORM = """

@@ -289,7 +289,7 @@ def test_the_classifier_and_the_probe_say_that_latents_are_of_no_use(value):
     with pytest.raises(UserError, match=r"classifier .*at step [12] \(learning rate .*: 8.bias"):
         list(probes.train_classifier(classifier, make_latents(value), **words))
     with pytest.raises(UserError, match="no linear probe fits these latents"):
-        probes.fit_linear(make_latents(NAN), 4)
+        probes.fit_linear(make_latents(value), 4)
 
 
 # Bad images
@@ -482,7 +482,7 @@ ABSURD = [
     ("ae", ["--blocks=1000000"], "--blocks 1000000 is too deep"),
     ("ae", ["--hidden_dim=1000000"], "the classifier needs 26,0"),
     ("joint", ["--latent_dim=1000000"], "make --width, --blocks, --latent_dim or --batch_size"),
-    ("joint", ["--batch_size=1294", "--limit_train=None", "--width=256"], "on 1,294 images at a"),
+    ("joint", ["--batch_size=1294", "--limit_train=None", "--width=1000"], "on 1,294 images at a"),
     ("supcon", ["--views=1000000"], "training on 16,000,000 images at a time needs"),
     ("supcon", ["--projection_dim=1000000"], "needs 10.5 GiB of memory, but 4.0 GiB are free"),
     ("supcon", ["--encoder=resnet50", "--width=1000"], "training on 32 images at a time needs"),

@@ -282,12 +282,16 @@ def make_latents(value: float) -> probes.Latents:
     return probes.Latents(latents, labels, latents[:8], labels[:8])
 
 
-@pytest.mark.parametrize("value", [NAN, 1e38])  # squared, the second is too large for float32
-def test_the_classifier_and_the_probe_say_that_latents_are_of_no_use(value):
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_the_classifier_says_that_latents_are_of_no_use(value):
     words = {"epochs": 2, "batch_size": 20, "learning_rate": 1e-2, "weight_decay": 0.0, "seed": 0}
     classifier = models.MLPClassifier(6, 8, 4, 0.0)
     with pytest.raises(UserError, match=r"classifier .*at step [12] \(learning rate .*: 8.bias"):
         list(probes.train_classifier(classifier, make_latents(value), **words))
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_the_linear_probe_says_that_latents_are_of_no_use(value):
     with pytest.raises(UserError, match="no linear probe fits these latents"):
         probes.fit_linear(make_latents(value), 4)
 

@@ -62,7 +62,7 @@ class Config:
     # Loss
     mae_weight: NonNegative = 1.0  # of MAE(softmax, one-hot) beside cross-entropy
     label_smoothing: Fraction = 0.0  # of cross-entropy
-    augment: bool = True  # shift each image by a few pixels
+    augment: augmentation.Kind = "light"  # light: shifts; contrastive: crops and colours
     flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
     # Optimisation
     epochs: Count = 20  # passes over the training images
@@ -111,7 +111,6 @@ def main(config: Config) -> dict[str, float]:
     local = data.local_slice(len(images.train), config.batch_size, *share)
     references = images.train.sample(config.knn_images)
     pca, why_no_pca = evaluation.fit_pca(images.train, config.latent_dim)
-    augment = "light" if config.augment else "none"
     flip = config.dataset in data.FLIPPABLE if config.flip is None else config.flip
     if len(images.class_names) < 2:
         raise UserError(
@@ -210,7 +209,7 @@ def main(config: Config) -> dict[str, float]:
         started, first_step = time.perf_counter(), step
         for positions in batches[done:, local]:
             drawn = augmentation.draw(
-                augment,
+                config.augment,
                 config.batch_size,
                 config.image_size,
                 data.generator(config.seed, epoch, step),

@@ -65,7 +65,7 @@ class Config:
     temperature: Positive = 0.1  # T: lower looks harder at the nearest negatives
     supervised: bool = True  # False: only views of one image are positives (SimCLR)
     views: Count = 2  # random views of each image
-    augment: bool = True  # crops, and colours or rotations; False: the images as they are
+    augment: augmentation.Kind = "contrastive"  # light: shifts; contrastive: crops and colours
     flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
     # Optimisation
     epochs: Count = 20  # passes over the training images
@@ -113,7 +113,6 @@ def main(config: Config) -> dict[str, float]:
     share = (accelerator.process_index, accelerator.num_processes)
     local = data.local_slice(len(images.train), config.batch_size, *share)
     references = images.train.sample(config.knn_images)
-    augment = "contrastive" if config.augment else "none"
     flip = config.dataset in data.FLIPPABLE if config.flip is None else config.flip
     if config.temperature < 0.003:
         raise UserError(f"--temperature {config.temperature} is too low for float32; take 0.003 up")
@@ -221,7 +220,7 @@ def main(config: Config) -> dict[str, float]:
             colour = images.channels == 3
             views = []
             for _ in range(config.views):
-                drawn = augmentation.draw(augment, *sizes, generator, flip, colour)
+                drawn = augmentation.draw(config.augment, *sizes, generator, flip, colour)
                 views.append(preprocess(augmentation.apply(batch, drawn[local])))
             learning_rate = warmup_cosine(step, total_steps, warmup_steps, config.learning_rate)
             for group in optimizer.param_groups:

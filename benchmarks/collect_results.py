@@ -1,7 +1,7 @@
-"""Finished runs become the tables of RESULTS.md; no figure in them is typed by hand.
+"""Finished runs become the tables of RESULTS.md and README.md; no figure of ours is typed by hand.
 
     python benchmarks/collect_results.py runs/*           prints the tables
-    python benchmarks/collect_results.py runs/* --write   puts them into RESULTS.md
+    python benchmarks/collect_results.py runs/* --write   puts them into both files
 
 Runs that differ in nothing but the seed are one row: mean ± standard deviation (n − 1) and n.
 Folders that hold no finished run are named and left out.
@@ -48,10 +48,20 @@ REPORT = {
     (JPEG_COPY, "joint"): "73.09",
     (JPEG_COPY, "supcon"): "83.22",
 }
-PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy")
+# What public code reaches, in per cent, and where that is said. On CIFAR-10 itself, not on a copy.
+COURSE, RKWITT = "diar2705/Project-Deep-Learning-236781", "plus-rkwitt/py_supcon_vs_ce"
+PEERS = {
+    ("MNIST", "ae"): ("96", COURSE),
+    ("MNIST", "joint"): ("99", COURSE),
+    (JPEG_COPY, "ae"): ("63", COURSE),
+    (JPEG_COPY, "joint"): ("94.9", RKWITT),
+    (JPEG_COPY, "supcon"): ("94.8", RKWITT),
+}
+METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contrastive + linear"}
+PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy", "pca/accuracy")
 COLUMNS = (
-    *("method", "encoder", "classifier %", "linear %", "kNN %", "report %", "MSE (PCA)"),
-    *("MAE (PCA)", "n", "epochs", "training", "precision", "command"),
+    *("method", "encoder", "classifier %", "linear %", "kNN %", "classifier on PCA %"),
+    *("report %", "peer %", "MSE (PCA)", "MAE (PCA)", "n", "epochs", "training", "precision"),
 )
 
 
@@ -66,16 +76,51 @@ def main(folders: list[Path], write: bool) -> str:
     for title in dict.fromkeys(data for data, _, _ in groups):
         rows = [row_of(found) for (data, _, _), found in groups.items() if data == title]
         text += f"\n### {title}\n\n" + markdown(COLUMNS, rows)
+        lines = [command(found[0]) for (data, _, _), found in groups.items() if data == title]
+        text += "\nThe commands, row by row:\n\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
+    text += "\n"
+    short = headline(groups)
     if write:
-        path = ROOT / "RESULTS.md"
-        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            raise UserError(f"{path} lacks the lines {BEGIN.strip()} and {END.strip()}")
-        with atomic_write(path, "w") as file:
-            file.write(before + BEGIN + text + "\n" + END + after)
-    return text
+        put_between_marks(ROOT / "RESULTS.md", text)
+        put_between_marks(ROOT / "README.md", short)
+    return text + short
+
+
+def headline(groups: dict[tuple, list[dict]]) -> str:
+    """A row per method, with the setting that validation likes best on each data set."""
+    titles = [title for title in ("MNIST", JPEG_COPY) if title in {data for data, _, _ in groups}]
+    columns, rows = ["test accuracy, %"], []
+    for title in titles:
+        columns += [title, "report", "peer"]
+    for method, name in METHODS.items():
+        row = [name]
+        for title in titles:
+            settings = [found for (data, kind, _), found in groups.items()
+                        if (data, kind) == (title, method)]  # fmt: skip
+            best = max(settings, key=on_validation, default=None)
+            row += [
+                f"**{score(best, 'test/accuracy')}** ({encoder_of(best)})" if best else "–",
+                REPORT.get((title, method), "–"),
+                PEERS.get((title, method), ("–",))[0],
+            ]
+        rows.append(row)
+    return "\n" + markdown(tuple(columns), rows) + "\n"
+
+
+def on_validation(runs: list[dict]) -> float:
+    """Accuracy on the validation images, by which settings are chosen; the mean over seeds."""
+    return statistics.mean(run["summary"].get("val/accuracy", 0.0) for run in runs)
+
+
+def put_between_marks(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a file by `text`."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"{path} lacks the lines {BEGIN.strip()} and {END.strip()}")
+    with atomic_write(path, "w") as file:
+        file.write(before + BEGIN + text + END + after)
 
 
 def read_run(folder: Path) -> dict | None:
@@ -102,21 +147,31 @@ def read_run(folder: Path) -> dict | None:
 def row_of(runs: list[dict]) -> list[str]:
     """One row of the table: runs of equal settings but for the seed."""
     settings, facts, method = runs[0]["settings"], runs[0]["facts"], runs[0]["method"]
-    width = settings["width"]
     return [
         method,
-        settings["encoder"] + (f", width {width}" if width else ""),
-        *(spread([100 * run["summary"].get(key, float("nan")) for run in runs], 2)
-          for key in PER_CENT),
+        encoder_of(runs),
+        *(score(runs, key) for key in PER_CENT),
         REPORT.get((runs[0]["data"], method), "–"),
+        PEERS.get((runs[0]["data"], method), ("–",))[0],
         with_line(runs, "mse"),
         with_line(runs, "mae"),
         str(len(runs)),
         str(settings["epochs"]),
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
         facts.get("mixed_precision", facts.get("precision")),
-        f"`{command(runs[0])}`",
     ]  # fmt: skip
+
+
+def encoder_of(runs: list[dict]) -> str:
+    """The network in a few words, such as `cnn, blocks 1`."""
+    settings = runs[0]["settings"]
+    dials = [f"{name} {settings[name]}" for name in ("width", "blocks") if settings[name]]
+    return ", ".join([settings["encoder"], *dials])
+
+
+def score(runs: list[dict], key: str) -> str:
+    """A share of the summaries in per cent, two digits."""
+    return spread([100 * run["summary"].get(key, float("nan")) for run in runs], 2)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -137,7 +192,7 @@ def with_line(runs: list[dict], name: str) -> str:
 
 
 def command(run: dict) -> str:
-    """The command line that gives this run again: what differs from the defaults."""
+    """The command line of this run but for its seed: what differs from the defaults."""
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
     words = [
@@ -145,7 +200,7 @@ def command(run: dict) -> str:
         for name, value in run["settings"].items()
         if name not in NOT_IN_A_COMMAND and name in defaults and value != defaults[name]
     ]
-    return " ".join([f"{script.__name__}.py", *words])
+    return " ".join(["python", f"{script.__name__}.py", *words])
 
 
 def surroundings(runs: list[dict]) -> str:

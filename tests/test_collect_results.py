@@ -35,7 +35,8 @@ def make_run(folder: Path, summary: dict, **settings) -> Path:
 
 
 def cells(text: str) -> list[list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    """The rows of the first table in a text."""
+    lines = text[text.index("|") :].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -48,20 +49,22 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     other = make_run(tmp_path / "other", {"test/accuracy": 0.5}, latent_dim=8, test=True)
     text = collect_results.main([*runs, other], write=False)
     assert "### MNIST" in text
-    wide, narrow = sorted(cells(text), key=lambda row: "latent_dim" in row[-1])
+    narrow, wide = sorted(cells(text), key=lambda row: row[2])
     names = dict(zip(collect_results.COLUMNS, wide, strict=True))
     assert names["classifier %"] == "98.00 ± 1.00"
     assert (names["n"], names["training"], names["report %"]) == ("3", "3 min", "98.18")
     assert names["MSE (PCA)"] == "0.10000 ± 0.00000"
     assert (names["linear %"], names["MAE (PCA)"]) == ("–", "–")
-    assert narrow[-1] == "`train_ae.py --dataset mnist --latent_dim 8 --epochs 4`"
+    assert narrow[2] == "50.00"
+    assert "\npython train_ae.py --dataset mnist --latent_dim 8 --epochs 4\n" in text
+    assert (names["classifier on PCA %"], names["peer %"]) == ("–", "96")
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
 
 def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
     folder = make_run(tmp_path / "run", {}, epochs=3, flip=True, learning_rate=0.5)
     words = collect_results.command(collect_results.read_run(folder)).split()
-    config = parse(train_ae.Config, words[1:])
+    config = parse(train_ae.Config, words[2:])
     stored = json.loads((folder / "config.json").read_text())["settings"]
     assert dataclasses.asdict(config) == stored
 
@@ -77,9 +80,25 @@ def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(collect_results, "ROOT", tmp_path)
     begin, end = collect_results.BEGIN, collect_results.END
     (tmp_path / "RESULTS.md").write_text(f"before\n{begin}old\n{end}after\n")
+    (tmp_path / "README.md").write_text(f"above\n{begin}old\n{end}below\n")
     run = make_run(tmp_path / "run", {"test/accuracy": 0.5})
     collect_results.main([run], write=True)
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert text.startswith(f"before\n{begin}")
-    assert text.endswith(f"{end}after\n")
-    assert "50.00" in text and "old" not in text
+    for name, first, last in (("RESULTS.md", "before", "after"), ("README.md", "above", "below")):
+        text = (tmp_path / name).read_text()
+        assert text.startswith(f"{first}\n{begin}")
+        assert text.endswith(f"{end}{last}\n")
+        assert "50.00" in text and "old" not in text
+
+
+def test_the_headline_is_chosen_on_validation(tmp_path):
+    reached = {1: (0.9, 0.7), 2: (0.8, 0.95)}  # epochs: accuracy on validation, on test
+    for epochs, (validation, test) in reached.items():
+        summary = {"val/accuracy": validation, "test/accuracy": test}
+        make_run(tmp_path / str(epochs), summary, epochs=epochs, blocks=epochs)
+    text = collect_results.main([tmp_path / "1", tmp_path / "2"], write=False)
+    table = text[text.index("| test accuracy, % |") :]
+    assert cells(table) == [
+        ["autoencoder + classifier", "**70.00** (cnn, blocks 1)", "98.18", "96"],
+        ["joint", "–", "99.10", "99"],
+        ["contrastive + linear", "–", "99.58", "–"],
+    ]

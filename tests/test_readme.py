@@ -1,11 +1,18 @@
 """The documentation tells the truth: commands parse, paths exist, the example runs."""
 
+import os
+import pickle
 import re
 import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
+from test_data import write_mnist
 
 import compare
 import embed
@@ -17,14 +24,43 @@ from common.config import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
     block
     for page in PAGES
     for block in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)
 ]
-COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line]
-SCRIPTS = {f"{s.__name__}.py": s.Config for s in (train_ae, train_joint, train_supcon)}
+
+
+def commands(text: str) -> list[str]:
+    """The lines of its bash blocks, continued ones joined, without comments."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = [line for page in PAGES for line in commands(page.read_text())]
+TRAINERS = {f"{s.__name__}.py": s for s in (train_ae, train_joint, train_supcon)}
+SCRIPTS = {name: script.Config for name, script in TRAINERS.items()}
+
+# What is not run here, by how it begins, and why.
+NOT_RUN = {
+    "make ": "CI runs demo and test by themselves",
+    "python3 -m venv": "CI's make does the same",
+    ".venv/bin/pip": "CI's make does the same",
+    "pip install": "CI's make does the same",
+    "accelerate launch --multi_gpu": "needs several GPUs",
+    "torchrun": "needs several GPUs",
+    "srun": "needs a cluster",
+    "ACCELERATE_USE_CPU=true torchrun": "test_scripts and test_faults start two processes",
+    "wandb sweep": "needs a server; test_sweeps runs what an agent would start",
+    "wandb agent": "needs a server; test_sweeps runs what an agent would start",
+}
+SMALL = (
+    *("--epochs=1", "--width=8", "--limit_train=64", "--batch_size=16", "--image_size=32"),
+    *("--tsne_images=20", "--tracking=disabled"),
+)
+SMALL_AE = ("--hidden_dim=32", "--classifier_epochs=1", "--classifier_views=1")
 
 
 @pytest.mark.parametrize("line", sorted({line for line in COMMANDS if "train_" in line}))
@@ -75,7 +111,7 @@ def test_the_pages_of_the_scripts_have_the_same_headings():
 
 
 def test_every_link_and_file_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
     files = re.findall(r"\b(?:common|tests)/\w+\.py\b|\b(?:train_\w+|requirements\S*)\.\w+", README)
     assert links
     assert files
@@ -98,3 +134,79 @@ def test_the_encoder_loads_as_the_example_says(tmp_path, monkeypatch):
     names = {"images": torch.zeros(3, 1, 32, 32, dtype=torch.uint8)}
     exec(example, names)
     assert names["latents"].shape == (3, 128)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which the README's commands find what they speak of, all of it small."""
+    here = tmp_path_factory.mktemp("readme")
+    write_mnist(here / "data", train=100, test=40)
+    batches = here / "data/cifar-10-batches-py"
+    batches.mkdir()
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]:
+        planes = random.integers(0, 256, (40, 3072), dtype=np.uint8)
+        batch = {"data": planes, "labels": [n % 10 for n in range(40)]}
+        (batches / name).write_bytes(pickle.dumps(batch))
+    names = {"label_names": [f"class {n}" for n in range(10)]}
+    (batches / "batches.meta").write_bytes(pickle.dumps(names))
+    folders = [f"pets/{part}/{kind}" for part in ("train", "test") for kind in ("cat", "dog")]
+    for folder in (*folders, "scans"):
+        (here / folder).mkdir(parents=True)
+        shape = (30, 40) if folder == "scans" else (30, 40, 3)
+        for n in range(40):
+            pixels = random.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(here / folder / f"{n}.png")
+    Image.fromarray(random.integers(0, 256, (50, 50), dtype=np.uint8)).save(here / "page.png")
+
+    def train(run: str, script: str, *words: str) -> None:
+        run_line(f"python {script} --run_dir runs/{run} {' '.join(words)}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        # checksums of the real files cannot match those of small ones
+        patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *words: True)
+        patch.chdir(here)
+        train("ae-digits-20260101-120000", "train_ae.py")
+        for method in ("ae", "joint", "supcon"):
+            cnn = ("--encoder", "cnn") if method == "supcon" else ()
+            train(f"{method}-mnist", f"train_{method}.py", "--dataset mnist", *cnn)
+        for seed in (0, 1):
+            train(f"joint-cifar-seed{seed}", "train_joint.py", f"--dataset cifar10 --seed {seed}")
+        train("supcon-cifar", "train_supcon.py", "--dataset cifar10 --encoder cnn")
+        yield here
+
+
+def run_line(line: str) -> None:
+    """Run a line of the README in this process, small: what it names, on little data."""
+    words = shlex.split(line, comments=True)
+    at = next(n for n, word in enumerate(words) if word.endswith(".py"))
+    name, flags = words[at], words[at + 1 :]
+    if name in TRAINERS:
+        script = TRAINERS[name]
+        flags += [*SMALL, *(SMALL_AE if script is train_ae else ())]
+    else:
+        script = {"compare.py": compare, "embed.py": embed}[name]
+    if script is compare:
+        flags += ["--tracking=disabled", "--map_images=20", "--robust_images=20"]
+    script.main(parse(script.Config, flags))
+    sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+
+
+def test_every_command_that_needs_nothing_else_runs(place, capsys):
+    (place / "latents.npz").unlink(missing_ok=True)
+    lines = commands(README)
+    skipped = {start for start in NOT_RUN if any(line.startswith(start) for line in lines)}
+    assert skipped == set(NOT_RUN), "a reason without a command"
+    runnable = [line for line in lines if not line.startswith(tuple(NOT_RUN))]
+    assert len(runnable) > 10
+    for line in runnable:
+        print(f"$ {line}")
+        if "--help" in line:
+            with pytest.raises(SystemExit) as end:
+                run_line(line)
+            assert end.value.code == 0
+        else:
+            run_line(line)
+    for name in ("latents.npz", "latents.parquet", "encoder.onnx", "comparison/index.html"):
+        assert os.path.getsize(place / name) > 0

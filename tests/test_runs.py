@@ -58,9 +58,9 @@ def labels_of(*words: str) -> dict:
 
 def test_a_name_says_method_data_set_and_what_differs():
     assert labels_of()["name"] == "supcon digits"
-    words = ("--dataset=mnist", "--temperature=0.123456", "--encoder=cnn", "--augment=False")
+    words = ("--dataset=mnist", "--temperature=0.123456", "--encoder=cnn", "--augment=light")
     labels = labels_of(*words, "--run_dir=there", "--log_every=3", "--tracking=offline")
-    assert labels["name"] == "supcon mnist: encoder=cnn temperature=0.123 augment=False"
+    assert labels["name"] == "supcon mnist: encoder=cnn temperature=0.123 augment=light"
     assert (labels["group"], labels["job_type"]) == ("mnist", "supcon")
 
 

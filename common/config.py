@@ -34,7 +34,7 @@ class Limits:
 
     def refuses(self, value: float) -> str | None:
         """What a right value would be, or None where `value` is one."""
-        if not math.isfinite(value) or value > self.high or value < self.low:
+        if value != value or value > self.high or value < self.low or value == math.inf:
             wrong = True
         else:
             wrong = value == self.low and not self.low_is_allowed

@@ -122,6 +122,13 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
     mean, std = latents.train.mean(0), latents.train.std(0, correction=0)
     std = torch.where(std > 1e-6, std, 1.0)
     standard = (latents.train - mean) / std
+    if not (
+        standard.isfinite().all() and std.isfinite().all()
+    ):  # L-BFGS would break with an error of its own
+        raise UserError(
+            "no linear probe fits these latents: some of them, or their spread, are not finite; "
+            "start anew with a lower learning rate"
+        )
     weight = standard.new_zeros(classes, standard.shape[1], requires_grad=True)
     bias = standard.new_zeros(classes, requires_grad=True)
     best = None
@@ -144,9 +151,6 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
         with torch.enable_grad():
             solver.step(objective)
         probe = LinearProbe(weight.detach().clone(), bias.detach().clone(), mean, std, strength, 0)
-        if not torch.cat([probe.weight.flatten(), probe.bias]).isfinite().all():
-            size = standard.abs().max().item()
-            raise UserError(f"no linear probe fits these latents: their largest number is {size}")
         reached = accuracy(probe.predict(latents.validation), latents.validation_labels)
         if best is None or reached > best.accuracy:
             best = LinearProbe(probe.weight, probe.bias, mean, std, strength, reached)

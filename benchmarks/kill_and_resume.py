@@ -183,6 +183,7 @@ def kill(
         os.kill(process, signal.SIGKILL)
     killed = [os.WIFSIGNALED(os.waitpid(process, 0)[1]) for process in ids]
     if not any(killed):
+        assert not isinstance(moment, str), f"the run never came to the point {moment!r}"
         return None
     config = folder / "config.json"
     wandb_id = read_json(config)["facts"]["wandb_id"] if config.exists() else None

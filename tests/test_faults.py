@@ -38,7 +38,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_bits(run_command, tmp_pa
 def test_killed_where_it_hurts_most_it_does_so_too(run_command, tmp_path):
     """Between the two renames of a checkpoint, in the middle of a row, after the last file."""
     words = ("--scripts", "joint", "--kills", "0", "--points", "between", "row", "finished")
-    (found,) = killed(run_command, tmp_path, *words, "--tracking", "offline")
+    (found,) = killed(run_command, tmp_path, *words, "--tracking", "disabled")
     assert (found["tried"], found["survived"], found["lost"]) == (3, 3, 0)
     assert [kill["in"] for kill in found["kills"]] == ["checkpoint", "training", "finished"]
 

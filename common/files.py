@@ -101,9 +101,9 @@ def checksum(*chunks: bytes | memoryview) -> str:
 
 @contextlib.contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Make a folder; if the block fails, one that was not there before is removed again.
+    """Make a folder; if the block fails, a new one goes again that holds hidden files only.
 
-    `UserError` where it cannot be made.
+    Others stay, such as what W&B recorded of a run that failed. `UserError` where none can be made.
     """
     is_new = not folder.exists()
     try:
@@ -113,7 +113,7 @@ def made(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new:
+        if is_new and all(entry.name[:1] == "." for entry in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

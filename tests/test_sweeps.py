@@ -15,7 +15,7 @@ from common.config import parse
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_ae, train_joint, train_supcon)}
-TEXTS = ("dataset", "encoder")
+TEXTS = ("dataset", "encoder", "augment")
 TINY = {"limit_train": 64, "epochs": 1, "tsne_images": 5, "tracking": "disabled"}
 TINY_AE = {"classifier_epochs": 1, "hidden_dim": 16}
 

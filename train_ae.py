@@ -141,8 +141,8 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Optimiser
     parameters = list(network.parameters())
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
-    optimizer = torch.optim.AdamW(parameters, **rates)
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer = torch.optim.AdamW(parameters, **rates, fused=accelerator.scaler is None)
     model, optimizer = accelerator.prepare(network, optimizer)
     if config.compile:
         model = torch.compile(model)

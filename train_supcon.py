@@ -144,7 +144,8 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Optimiser
     parameters = list(network.parameters())
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rates["fused"] = accelerator.scaler is None  # fused, fp16 would skip steps unseen
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **rates)
     else:

@@ -22,7 +22,17 @@ import embed
 import train_ae
 import train_joint
 import train_supcon
-from common import checkpoints, data, health, memory, models, probes, runtime, tracking
+from common import (
+    checkpoints,
+    data,
+    health,
+    interruption,
+    memory,
+    models,
+    probes,
+    runtime,
+    tracking,
+)
 from common.config import parse
 from common.errors import UserError
 
@@ -148,7 +158,7 @@ def test_stopped_by_a_signal_after_a_wrong_step_it_saves_what_was_good(tmp_path,
         asked.append(accelerator)
         return 15 if len(asked) == 6 else 0  # asked after each step and after the first epoch
 
-    monkeypatch.setattr(runtime.Interruption, "agreed", agreed)
+    monkeypatch.setattr(interruption.Interruption, "agreed", agreed)
     with pytest.raises(UserError, match="the gradients are not finite at step 5"):
         run("joint", tmp_path / "run")
     assert all_finite(checkpoints.load_last(tmp_path / "run/checkpoints", {}))

@@ -11,10 +11,13 @@ from common.interruption import Interruption
 
 @pytest.fixture
 def interruption(tmp_path):
+    # a shell that starts us in the background lets Ctrl-C be ignored
+    of_pytest = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     interruption = Interruption(tmp_path)
     yield interruption
     interruption.end()
+    signal.signal(signal.SIGINT, of_pytest)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

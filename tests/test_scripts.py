@@ -326,6 +326,7 @@ WITHOUT_NORM = """
 import sys, torch
 torch.nn.BatchNorm2d = lambda *words: torch.nn.Identity()
 import {script} as script
+from common.config import parse
 script.main(parse(script.Config))
 """
 

@@ -377,7 +377,8 @@ def report(
 ) -> None:
     """Print the rows of a program and write them, with all that was measured, to `out`."""
     print(table(rows), flush=True)
-    print(f"\n{place['device']}; {place['threads']} threads; {place['versions']}", flush=True)
+    versions = ", ".join(f"{name} {number}" for name, number in place["versions"].items())
+    print(f"\n{place['device']}; {place['threads']} threads; {versions}", flush=True)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         measured = {name: asdict(found) for name, found in times.items()}

@@ -89,8 +89,10 @@ def main(config: Config) -> dict:
     place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
     if settings["dataset"] == "folder":
         arrays = folders.load_folder(place, size, settings["skip_unreadable"])
+        called = place.resolve().name
     else:
         arrays = data.load(settings["dataset"], place, size)
+        called = settings["dataset"]
     if arrays.fingerprint != wanted:
         raise UserError(
             f"the images in {place} are not those of {', '.join(str(r.folder) for r in chosen)} "
@@ -116,8 +118,7 @@ def main(config: Config) -> dict:
     places[images.test.rows.cpu()] = torch.arange(len(images.test))
     in_map = places[mapped.rows.cpu()].to(device)  # (M,) of the test images
     facts = [
-        f"{settings['dataset']}, {len(images.test):,} test images that no run has seen, the same "
-        "for all",
+        f"{called}, {len(images.test):,} test images that no run has seen, the same for all",
         f"probes learn from {len(images.train):,} training images, and {len(images.validation):,} "
         "others choose their penalty",
         f"t-SNE of {len(mapped):,} test images, noise and shift on {len(robust):,}",
@@ -227,7 +228,7 @@ def main(config: Config) -> dict:
     with atomic_write(out / "sheet.png") as file:
         pictures["sheet"][0].savefig(file, format="png")
     text = page.build(
-        f"{len(own)} latent spaces of {settings['dataset']}",
+        f"{len(own)} latent spaces of {called}",
         facts,
         warnings,
         [page.Cells(row.text, row.cells, row.best) for row in rows],

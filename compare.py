@@ -15,6 +15,7 @@ lights up in all of them.
     python compare.py runs/ae-mnist runs/joint-mnist runs/supcon-mnist --out comparison
 """
 
+import io
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from common import (
 )
 from common.config import Count, Draws, Points, parse
 from common.errors import UserError
-from common.files import atomic_write, made, write_json
+from common.files import made, write, write_json
 
 METHOD = "compare"
 CONFUSIONS = 5  # of the most frequent ones, shown
@@ -223,23 +224,23 @@ def main(config: Config) -> dict:
     # ---------------------------------------------------------------- Files
     with made(out):
         write_json(out / "comparison.json", found)
-    write_text(out / "table.md", tables.as_markdown(rows))
-    write_text(out / "table.csv", tables.as_csv(columns))
-    with atomic_write(out / "sheet.png") as file:
-        pictures["sheet"][0].savefig(file, format="png")
+    write(out / "table.md", tables.as_markdown(rows).encode())
+    write(out / "table.csv", tables.as_csv(columns).encode())
+    pictures["sheet"][0].savefig(image := io.BytesIO(), format="png")
+    write(out / "sheet.png", image.getvalue())
     text = page.build(
         f"{len(own)} latent spaces of {called}",
         facts,
         warnings,
         [page.Cells(row.text, row.cells, row.best) for row in rows],
-        (out / "sheet.png").read_bytes(),
+        image.getvalue(),
         maps,
         mapped.images(slice(None)).cpu().numpy(),
         shown,
         names,
         sheet.class_colors(len(names)),
     )
-    write_text(out / "index.html", text)
+    write(out / "index.html", text.encode())
 
     # ---------------------------------------------------------------- W&B
     tags = [METHOD, settings["dataset"], *runs.own_tags(config.tags)]
@@ -310,12 +311,6 @@ def load_networks(folder: Path, device: torch.device) -> tuple:
         except models.LOAD_ERRORS as error:
             raise UserError(f"the head in {folder} cannot be loaded ({error})") from None
     return tuple(network and network.to(device).eval() for network in (encoder, classifier, head))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, atomically."""
-    with atomic_write(path, "w") as file:
-        file.write(text)
 
 
 if __name__ == "__main__":

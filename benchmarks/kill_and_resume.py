@@ -25,31 +25,19 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["WANDB_MODE"] = "offline"
 os.environ["OMP_NUM_THREADS"] = "1"  # no pool of threads that a fork would lose
 
 import numpy as np  # noqa: E402
 import sklearn.manifold  # noqa: E402, F401
 import wandb  # noqa: E402, F401
+from tiny import SCRIPTS, TINY, rows_of, timeless  # noqa: E402
 
-import train_ae  # noqa: E402
-import train_joint  # noqa: E402
-import train_supcon  # noqa: E402
 from common import tracking  # noqa: E402
 from common.config import parse  # noqa: E402
-from common.files import read_json, read_rows, write_json  # noqa: E402
+from common.files import read_json, write_json  # noqa: E402
 
-TINY = (
-    *("--limit_train=256", "--epochs=2", "--batch_size=32", "--width=8", "--log_every=3"),
-    *("--tsne_images=40", "--warmup_epochs=0.5"),
-)
-SCRIPTS = {
-    "ae": (train_ae, ("--hidden_dim=32", "--classifier_epochs=2", "--classifier_views=2")),
-    "joint": (train_joint, ("--learning_rate=0.05",)),
-    "supcon": (train_supcon, ("--encoder=cnn", "--learning_rate=0.05")),
-}
-TIMED = ("time/", "memory/")
 # Killed before or after the file is renamed into place for the n-th time; or half a row is written.
 POINTS = {
     "checkpoint": ("next.safetensors", 3, "before"),
@@ -101,9 +89,8 @@ def start(
     At `point`, one of POINTS, its first process kills itself.
     """
     script, own = SCRIPTS[method]
-    words = [f"--resume={folder}", f"--tracking={mode}"]
-    if not (folder / "config.json").exists():
-        words += [*TINY, *own]
+    words = [] if (folder / "config.json").exists() else [*TINY, *own]
+    words += [f"--resume={folder}", f"--tracking={mode}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -214,17 +201,12 @@ def differences(straight: Path, folder: Path, wandb_id: str | None) -> list[str]
     wrong = [n for n, (a, b) in pairs.items() if not b.exists() or a.read_bytes() != b.read_bytes()]
     first, second = (np.load(run / "latents.npz") for run in (straight, folder))
     wrong += [n for n in first.files if not np.array_equal(first[n], second[n])]
-    first, second = (timeless(read_rows(run / "metrics.jsonl")) for run in (straight, folder))
-    wrong += [] if first == second else ["metrics.jsonl"]
-    first, second = (timeless([read_json(run / "summary.json")]) for run in (straight, folder))
+    wrong += [] if rows_of(straight) == rows_of(folder) else ["metrics.jsonl"]
+    first, second = (timeless(read_json(run / "summary.json")) for run in (straight, folder))
     wrong += [] if first == second else ["summary.json"]
     ids = {path.name.split("-")[-1] for path in folder.glob("wandb/offline-run-*")}
     wrong += ["W&B id"] if wandb_id and ids - {wandb_id} else []
     return wrong + [path.name for path in folder.rglob(".*.part*")]
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(TIMED)} for row in rows]
 
 
 def table(found: list[dict]) -> str:

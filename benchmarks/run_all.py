@@ -16,9 +16,7 @@ import time
 from pathlib import Path
 
 import measure
-
-from common.errors import UserError
-from common.files import atomic_write
+from pages import put_between_marks
 
 PROGRAMS = (
     *("augmentation", "loss", "supcon", "overhead", "autoencoder", "startup", "scaling"),
@@ -106,12 +104,7 @@ def page_of(found: list[dict]) -> str:
 
 def write(text: str) -> None:
     """Put the table between the two marks of docs/benchmarks.md."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"{PAGE} lacks the lines {BEGIN.strip()} and {END.strip()}")
-    with atomic_write(PAGE, "w") as file:
-        file.write(before + BEGIN + "\n" + text + "\n" + END + after)
+    put_between_marks(PAGE, BEGIN, END, f"\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def main() -> None:
     rounds = min(arguments.rounds, 3)
     times, rows, lines = {}, [], {}
     for what, sizes, contend in (
-        ("batch", BATCHES, batch_step),
-        ("latent_dim", LATENTS, latent_step),
+        ("batch", BATCHES, functools.partial(joint_step, "batch_size")),
+        ("latent_dim", LATENTS, functools.partial(joint_step, "latent_dim")),
         ("embeddings in the loss", COUNTS, loss_step),
     ):
         found = {
@@ -72,8 +72,8 @@ def main() -> None:
         place_of_images = make_folder(Path(folder))
         found = measure.alternate(
             {
-                "memory map": functools.partial(from_map, place_of_images),
-                "in memory": functools.partial(from_memory, place_of_images),
+                "memory map": functools.partial(train_from, place_of_images, False),
+                "in memory": functools.partial(train_from, place_of_images, True),
             },
             arguments.rounds,
             units=STEPS_BETWEEN,
@@ -92,27 +92,13 @@ def main() -> None:
     measure.report("scaling", place, rows, times, arguments.out)
 
 
-def batch_step(size: int, turn: measure.Turn) -> None:
+def joint_step(field: str, size: int, turn: measure.Turn) -> None:
+    """The steps of train_joint.py with one of its settings at `size`."""
     import train_joint
 
     train_joint.data.load = lambda *_: measure.arrays(20_000, 1)
-    long_epochs(train_joint)
-    measure.script(turn, train_joint, dataset="mnist", batch_size=size, limit_train=None)
-
-
-def latent_step(size: int, turn: measure.Turn) -> None:
-    import train_joint
-
-    train_joint.data.load = lambda *_: measure.arrays(4000, 1)
-    long_epochs(train_joint)
-    measure.script(turn, train_joint, dataset="mnist", batch_size=128, latent_dim=size)
-
-
-def long_epochs(script) -> None:
-    """As many steps in an epoch as the turns may want, so that no evaluation falls into one."""
-    import torch
-
-    script.data.epoch_batches = lambda count, size, *_: torch.randint(0, count, (20_000, size))
+    measure.long_epochs(train_joint)
+    measure.script(turn, train_joint, dataset="mnist", **{field: size})
 
 
 def images_per_second(processes: int) -> float:
@@ -154,15 +140,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def from_map(folder: Path, turn: measure.Turn) -> None:
-    train_from(folder, turn, in_memory=False)
-
-
-def from_memory(folder: Path, turn: measure.Turn) -> None:
-    train_from(folder, turn, in_memory=True)
-
-
-def train_from(folder: Path, turn: measure.Turn, in_memory: bool) -> None:
+def train_from(folder: Path, in_memory: bool, turn: measure.Turn) -> None:
     import train_joint
 
     load = train_joint.folders.load_folder
@@ -178,7 +156,7 @@ def train_from(folder: Path, turn: measure.Turn, in_memory: bool) -> None:
         return arrays
 
     train_joint.folders.load_folder = loaded
-    long_epochs(train_joint)
+    measure.long_epochs(train_joint)
     steps = 0
 
     def turn_with_empty_cache() -> None:

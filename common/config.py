@@ -34,10 +34,9 @@ class Limits:
 
     def refuses(self, value: float) -> str | None:
         """What a right value would be, or None where `value` is one."""
-        if value != value or value > self.high or value < self.low or value == math.inf:
+        wrong = not self.low <= value <= self.high or value == math.inf  # NaN is not between
+        if value == self.low and not self.low_is_allowed:
             wrong = True
-        else:
-            wrong = value == self.low and not self.low_is_allowed
         if isinstance(value, int) and value % self.multiple_of:
             wrong = True
         if not wrong:
@@ -96,8 +95,8 @@ def _checked(config: ConfigType) -> ConfigType:
             raise UserError(f"--{name} {value} is out of range: it must be {right}")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        is_list = field.default == ""  # of tags: may be empty, or longer than a file's name
         for text in value if isinstance(value, tuple) else [value]:
-            is_list = field.default == ""  # of tags: may be empty, or longer than a file's name
             if isinstance(text, str) and (wrong := _wrong_text(text, is_list)):
                 raise UserError(f"--{field.name} {wrong}")
     return config
@@ -109,8 +108,10 @@ def _wrong_text(text: str, is_list: bool) -> str | None:
         return None if is_list else "is empty; name one, or leave the flag out"
     if any(unicodedata.category(letter) == "Cc" for letter in text):
         return f"{text!a} holds control characters; leave them out"
+    if is_list:
+        return None
     try:
-        os.lstat("" if is_list else text)
+        os.lstat(text)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return f"{text[:20]}… is too long for a name"

@@ -111,6 +111,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str, channels: int, width: int, latent_dim: int | None):
         super().__init__()
+        bottleneck = name == "resnet50"
         layers: list[nn.Module] = [
             nn.Conv2d(channels, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -120,7 +121,6 @@ class ResNet(nn.Module):
         for stage, count in enumerate(RESNET_BLOCKS[name]):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                bottleneck = name == "resnet50"
                 layers.append(ResidualBlock(channels_in, width * 2**stage, stride, bottleneck))
                 channels_in = layers[-1].channels_out
         self.stages = nn.Sequential(*layers).to(memory_format=_fastest_format(width))

@@ -122,9 +122,8 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
     mean, std = latents.train.mean(0), latents.train.std(0, correction=0)
     std = torch.where(std > 1e-6, std, 1.0)
     standard = (latents.train - mean) / std
-    if not (
-        standard.isfinite().all() and std.isfinite().all()
-    ):  # L-BFGS would break with an error of its own
+    # L-BFGS would break with an error of its own
+    if not (standard.isfinite().all() and std.isfinite().all()):
         raise UserError(
             "no linear probe fits these latents: some of them, or their spread, are not finite; "
             "start anew with a lower learning rate"

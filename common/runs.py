@@ -35,13 +35,13 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
     paths = (Path("runs", name if number == 1 else f"{name}-{number}") for number in count(1))
     given = resume if run_dir is None else run_dir
     path = next(path for path in paths if not path.exists()) if given is None else Path(given)
-    entries = path.iterdir() if path.is_dir() else [path] if path.exists() else []
-    # a run that was killed while it started leaves no more than a lock and W&B's files
-    is_used = any(entry.name[:1] != "." and entry.name != "wandb" for entry in entries)
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a broken link; remove it, or choose another folder")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is no folder; choose another one for the run")
+    entries = path.iterdir() if path.exists() else []
+    # a run that was killed while it started leaves no more than a lock and W&B's files
+    is_used = any(entry.name[:1] != "." and entry.name != "wandb" for entry in entries)
     if is_used and resume is None:
         advice = f"continue it with --resume {path}, or choose another --run_dir"
         raise UserError(f"{path} exists; {advice}")

@@ -1,6 +1,5 @@
 """Each script on a part of digits, small enough to train in a second or two."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import train_ae
 import train_joint
 import train_supcon
 from common.config import parse
+from common.files import read_rows
 
 TINY = (
     "--limit_train=256",
@@ -38,11 +38,12 @@ def resume(method: str, folder: Path, *words: str) -> dict[str, float]:
     return script.main(parse(script.Config, [*words, f"--resume={folder}"]))
 
 
+def timeless(row: dict) -> dict:
+    return {name: value for name, value in row.items() if not name.startswith(TIMED)}
+
+
 def rows_of(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows
-    ]
+    return [timeless(row) for row in read_rows(folder / "metrics.jsonl")]
 
 
 def assert_same_bits(a: Path, b: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import evaluation, geometry, probes, robustness
+from common import evaluation, geometry, neighbours, probes, robustness
 
 NEIGHBOURS = (1, 5, 20, 100)  # 5 is knn_accuracy, as the training scripts report it
 LABELS = (10, 50, 100, 1000)  # per class
@@ -84,7 +84,7 @@ def measure(
     found = {"linear_accuracy": probes.predict(probe, latents.test)}
     if classifier is not None:
         found["accuracy"] = probes.predict(classifier, latents.test)
-    votes = probes.knn_predict_by_k(latents.train, latents.train_labels, latents.test, NEIGHBOURS)
+    votes = neighbours.predict_by_k(latents.train, latents.train_labels, latents.test, NEIGHBOURS)
     found |= {"knn_accuracy" if k == 5 else f"knn_{k}": votes[k] for k in NEIGHBOURS}
     metrics = {key: probes.accuracy(guess, latents.test_labels) for key, guess in found.items()}
 

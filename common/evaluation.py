@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from common import geometry, plots, probes
+from common import geometry, neighbours, plots, probes
 from common.files import write
 from common.memory import images_at_once
 
@@ -71,7 +71,7 @@ def encode_splits(
 def knn_accuracy(encoder: nn.Module, preprocess: nn.Module, references, queries) -> float:
     """Share of the query images whose nearest references have their label."""
     known, asked = (encode(encoder, preprocess, split) for split in (references, queries))
-    nearest = probes.knn_predict(known, references.labels, asked)
+    nearest = neighbours.predict(known, references.labels, asked)
     return probes.accuracy(nearest, queries.labels)
 
 
@@ -146,7 +146,7 @@ def latent_metrics(
     …/class_separation, …/alignment, …/uniformity and …/effective_rank.
     """
     linear = probes.fit_linear(latents, classes).predict(latents.test)
-    nearest = probes.knn_predict(latents.train, latents.train_labels, latents.test)
+    nearest = neighbours.predict(latents.train, latents.train_labels, latents.test)
     return {
         f"{accuracy_prefix}/knn_accuracy": probes.accuracy(nearest, latents.test_labels),
         f"{accuracy_prefix}/linear_accuracy": probes.accuracy(linear, latents.test_labels),
@@ -177,7 +177,7 @@ def image_metrics(data) -> dict[str, float]:
         print(f"image/… is left out: the training images fill {size / 2**30:.1f} GiB as floats")
         return {}
     train, test = torch.cat(list(pixels(data.train))), torch.cat(list(pixels(data.test)))
-    nearest = probes.knn_predict(train, data.train.labels, test)
+    nearest = neighbours.predict(train, data.train.labels, test)
     knn = {"image/knn_accuracy": probes.accuracy(nearest, data.test.labels)}
     return knn | geometry.shape(test, data.test.labels, "image")
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1024  # rows of the N×N distances that are in memory at a time
+TSNE_STEPS = 500  # twice as many take twice the time, and neighbours are no truer (to 0.001)
 EXACT_PCA = 4096  # pixels up to which all eigenvectors of the covariance are computed
 
 
@@ -180,7 +181,8 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
     if latents.shape[1] < 2 or len(latents) < 5:  # nothing to reduce
         return F.pad(latents, (0, 2))[:, :2].numpy()
     perplexity = min(perplexity, max(1.0, (len(latents) - 1) / 3))
-    model = TSNE(perplexity=perplexity, random_state=seed, init="pca", learning_rate="auto")
+    settings = {"init": "pca", "learning_rate": "auto", "max_iter": TSNE_STEPS}
+    model = TSNE(perplexity=perplexity, random_state=seed, **settings)
     return model.fit_transform(latents.numpy()).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What can a classifier read from frozen latents?   k-nearest-neighbour, linear, MLP
+"""What can a classifier read from frozen latents?   linear, MLP
 
 Each probe sees latents (N,D) as they are; none of them changes the encoder.
 """
@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.health import Gradients
 from common.runtime import autocast
 
-BLOCK = 1024  # queries whose distances to all references are in memory at a time
+BLOCK = 1024  # latents at a time
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear probe's weight penalty, strong to weak
 
 
@@ -42,47 +42,6 @@ class Latents:
         with torch.no_grad():
             made = {name: F.normalize(head(getattr(self, name)), dim=1) for name in names}
         return replace(self, views=(), **made)
-
-
-def knn_predict(
-    references: Tensor, reference_labels: Tensor, queries: Tensor, neighbours: int = 5
-) -> Tensor:
-    """Majority vote of the nearest references in Euclidean distance; of equals, the nearest wins.
-
-    Args:
-        references: float (M,D). reference_labels: int64 (M,). queries: float (N,D).
-
-    Returns:
-        int64 (N,), the predicted labels.
-    """
-    return knn_predict_by_k(references, reference_labels, queries, (neighbours,))[neighbours]
-
-
-def knn_predict_by_k(
-    references: Tensor, reference_labels: Tensor, queries: Tensor, numbers: Sequence[int]
-) -> dict[int, Tensor]:
-    """The same for several numbers of neighbours at once: the distances are computed once.
-
-    A number beyond that of the references means all of them.
-    """
-    most = min(max(numbers), len(references))
-    classes = int(reference_labels.max()) + 1
-    centre = references.mean(0)  # small numbers: distances lose fewer digits
-    references, queries = (references - centre).float(), (queries - centre).float()
-    squares = references.square().sum(1)
-    predictions = {number: [] for number in numbers}
-    for block in queries.split(BLOCK):
-        distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
-        nearest = distances.topk(most, largest=False, sorted=True).indices  # (B,most)
-        for number in numbers:
-            voters = nearest[:, :number]
-            count = voters.shape[1]
-            # 1, plus less than what a whole vote is worth, falling with the distance
-            votes = 1 + torch.linspace(0.5, 0, count, device=block.device) / count
-            scores = torch.zeros(len(block), classes, device=block.device)
-            scores.scatter_add_(1, reference_labels[voters], votes.expand(len(block), -1))
-            predictions[number].append(scores.argmax(1))
-    return {number: torch.cat(parts) for number, parts in predictions.items()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +88,7 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
             "start anew with a lower learning rate"
         )
     weight = standard.new_zeros(classes, standard.shape[1], requires_grad=True)
-    bias = standard.new_zeros(classes, requires_grad=True)
+    bias = standard.new_zeros(classes, 1, requires_grad=True)
     best = None
     for strength in STRENGTHS:
         solver = torch.optim.LBFGS(
@@ -142,17 +101,19 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
 
         def objective(solver=solver, strength=strength) -> Tensor:
             solver.zero_grad()
-            loss = F.cross_entropy(F.linear(standard, weight, bias), latents.train_labels)
+            logits = torch.addmm(bias, weight, standard.T)[None]  # (1,K,N): softmax across rows
+            loss = F.cross_entropy(logits, latents.train_labels[None])  # is slow along short ones
             loss = loss + strength / 2 * weight.square().sum()
             loss.backward()
             return loss
 
         with torch.enable_grad():
             solver.step(objective)
-        probe = LinearProbe(weight.detach().clone(), bias.detach().clone(), mean, std, strength, 0)
+        found = weight.detach().clone(), bias.detach()[:, 0].clone()
+        probe = LinearProbe(*found, mean, std, strength, 0)
         reached = accuracy(probe.predict(latents.validation), latents.validation_labels)
         if best is None or reached > best.accuracy:
-            best = LinearProbe(probe.weight, probe.bias, mean, std, strength, reached)
+            best = replace(probe, accuracy=reached)
     return best
 
 
@@ -235,9 +196,8 @@ def train_classifier(
     )
     batch_size = min(batch_size, len(labels))
     steps = len(labels) // batch_size
-    optimizer = torch.optim.AdamW(
-        classifier.parameters(), lr=learning_rate, weight_decay=weight_decay
-    )
+    rates = {"lr": learning_rate, "weight_decay": weight_decay}
+    optimizer = torch.optim.AdamW(classifier.parameters(), **rates, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps)
     best_accuracy, best_state = -1.0, None
     gradients = Gradients(classifier)

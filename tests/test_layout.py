@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "files", "runtime", "health", "memory"}
 ALLOWED = {
-    "evaluation": GROUND | {"probes", "geometry", "plots"},
+    "evaluation": GROUND | {"probes", "neighbours", "geometry", "plots"},
     "folders": GROUND | {"decoding"},
-    "comparison": GROUND | {"evaluation", "probes", "geometry", "robustness"},
+    "comparison": GROUND | {"evaluation", "probes", "neighbours", "geometry", "robustness"},
     "sheet": GROUND | {"plots"},
     "tracking": GROUND | {"wandb_runs"},
 }

@@ -19,28 +19,6 @@ def latents() -> probes.Latents:
     return probes.Latents(*blobs(300, 0), *blobs(60, 1), *blobs(90, 2))
 
 
-def test_knn_votes_as_a_hand_made_case_says():
-    references = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0]])
-    labels = torch.tensor([0, 1, 1, 2, 2])
-    queries = torch.tensor([[0.1], [9.0]])
-    assert probes.knn_predict(references, labels, queries, 1).tolist() == [0, 2]
-    assert probes.knn_predict(references, labels, queries, 3).tolist() == [1, 2]
-    # one vote each for 0 and 1: the nearer wins
-    assert probes.knn_predict(references, labels, queries[:1], 2).tolist() == [0]
-
-
-def test_knn_equals_scikit_learns(monkeypatch):
-    from sklearn.neighbors import KNeighborsClassifier
-
-    monkeypatch.setattr(probes, "BLOCK", 13)
-    train, labels = blobs(200, 0, spread=4)
-    queries, _ = blobs(100, 1, spread=4)
-    expected = KNeighborsClassifier(1).fit(train + 1000, labels).predict(queries + 1000)
-    found = probes.knn_predict(train + 1000, labels, queries + 1000, 1)
-    # far from the origin float32 keeps four digits: nearly all must still agree
-    assert (found.numpy() == expected).mean() >= 0.97
-
-
 def test_the_linear_probe_equals_scikit_learns_at_its_strength(latents):
     from sklearn.linear_model import LogisticRegression
 
@@ -130,20 +108,6 @@ def test_the_classifier_is_a_pure_function_of_its_arguments(latents):
     assert rows == again
     assert torch.equal(first[0].weight, second[0].weight)
     assert not torch.equal(first[0].weight, other[0].weight)
-
-
-def test_neighbours_for_several_k_at_once_equal_those_one_by_one(monkeypatch):
-    monkeypatch.setattr(probes, "BLOCK", 7)
-    generator = torch.Generator().manual_seed(0)
-    references, queries = (torch.randn(n, 3, generator=generator) for n in (40, 30))
-    labels = torch.randint(0, 4, (40,), generator=generator)
-    by_k = probes.knn_predict_by_k(references, labels, queries, (1, 5, 100))
-    for k, predictions in by_k.items():
-        assert torch.equal(predictions, probes.knn_predict(references, labels, queries, k))
-    # by hand: on a line the nearest says 1, it wins against the second, and of three two say 0
-    line, line_labels = torch.tensor([[0.0], [2.0], [3.0], [9.0]]), torch.tensor([1, 0, 0, 1])
-    by_k = probes.knn_predict_by_k(line, line_labels, torch.tensor([[0.9]]), (1, 2, 3))
-    assert {k: found.item() for k, found in by_k.items()} == {1: 1, 2: 1, 3: 0}
 
 
 def test_more_labels_help_and_the_same_images_are_drawn_for_every_space():

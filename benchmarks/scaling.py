@@ -193,15 +193,16 @@ def draw(lines: dict[str, list[tuple[int, float]]], path: Path, place: dict) -> 
     figure = Figure(figsize=(11, 3), layout="constrained", dpi=120)
     for axes, (what, points) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
         sizes, seconds = zip(*points, strict=True)
-        unit = "s an image" if what == "processes" else "s a step"
-        axes.loglog(sizes, seconds, marker="o", base=2)
-        axes.set_title(f"time ~ {what}^{exponent(points):.2f}", fontsize=9)
+        times = [1000 * each for each in seconds]  # ms
+        unit = "ms an image" if what == "processes" else "ms a step"
+        axes.loglog(sizes, times, marker="o", base=2)
+        axes.set_title(f"time ~ {what.split()[0]}^{exponent(points):.2f}", fontsize=9)
         axes.set_xlabel(what)
         axes.set_ylabel(unit)
         axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=7)
-        low, high = math.floor(math.log2(min(seconds))), math.ceil(math.log2(max(seconds)))
+        low, high = math.floor(math.log2(min(times))), math.ceil(math.log2(max(times)))
         ticks = [2.0**power for power in range(low, high + 1)]
-        axes.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=7)
+        axes.set_yticks(ticks, [f"{tick:.4g}" for tick in ticks], fontsize=7)
         axes.minorticks_off()
     figure.suptitle(f"{place['device']}, {place['threads']} threads", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

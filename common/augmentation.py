@@ -196,29 +196,30 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
 def affine(images: Tensor, angles: Tensor, shifts: Tensor, boxes: Tensor | None = None) -> Tensor:
     """Rotate about the centre by angles (B,) degrees, then shift by shifts (B,2) x, y pixels.
 
-    Bilinear, 0 outside; equals torchvision's `affine` (without `fill`: 0 there darkens the border
-    twice). With `boxes` (B,4) the image is cut and enlarged first, in the same resampling: what
-    comes in from beyond the box is then the image's own.
+    Bilinear, 0 outside; equals torchvision's `affine` without `fill`, which darkens the border
+    twice. With `boxes` (B,4) the image is first cut and enlarged, in the same resampling.
     """
     height, width = images.shape[-2:]
-    radians = torch.deg2rad(_to(angles, images))[:, None, None]
-    shift_x, shift_y = _to(shifts, images)[:, :, None, None].unbind(1)  # (B,1,1)
+    radians = torch.deg2rad(_to(angles, images))[:, None, None]  # (B,1,1)
+    shift_x, shift_y = _to(shifts, images)[:, :, None, None].unbind(1)
     across = torch.arange(width, device=images.device) + 0.5 - width / 2 - shift_x  # (B,1,W)
     down = (torch.arange(height, device=images.device) + 0.5 - height / 2)[:, None] - shift_y
-    x = radians.cos() * across + radians.sin() * down + width / 2  # (B,H,W)
-    y = radians.cos() * down - radians.sin() * across + height / 2
-    if boxes is not None:
-        top, left, box_height, box_width = _to(boxes, images)[:, :, None, None].unbind(1)
-        x, y = left + x / width * box_width, top + y / height * box_height
-    return _sample(images, x - 0.5, y - 0.5)
+    boxes = torch.tensor([[0.0, 0.0, height, width]]) if boxes is None else boxes
+    top, left, box_height, box_width = _to(boxes, images)[:, :, None, None].unbind(1)
+    zoom_x, zoom_y = box_width / width, box_height / height
+    # rows and columns on their own; only their sums are as large as the images
+    x = left - 0.5 + zoom_x * (radians.cos() * across + width / 2) + zoom_x * radians.sin() * down
+    y = top - 0.5 + zoom_y * (radians.cos() * down + height / 2) - zoom_y * radians.sin() * across
+    return _sample(images, x, y)
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Read each image at (x, y), in pixels from the first one's centre, 0 outside; bilinear."""
-    height, width = images.shape[-2:]
+    grid = x.new_empty((*torch.broadcast_shapes(x.shape, y.shape), 2))  # (B,H,W,2)
     # grid_sample counts from -1 to 1 between the outer edges of the outer pixels
-    x, y = torch.broadcast_tensors((2 * x + 1) / width - 1, (2 * y + 1) / height - 1)  # (B,H,W)
-    return F.grid_sample(images, torch.stack([x, y], dim=3), align_corners=False)
+    grid[..., 0] = (2 * x + 1) / images.shape[3] - 1
+    grid[..., 1] = (2 * y + 1) / images.shape[2] - 1
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
@@ -274,8 +275,8 @@ def adjust_hue_(images: Tensor, turns: Tensor) -> Tensor:
 def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """In place: brightness, contrast, saturation, hue in each image's order, where jitters is True.
 
-    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, all on
-    the CPU: their values decide which rows go where, and the device is not made to wait for it.
+    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, on the
+    CPU: their values decide which rows go where, and the device is not made to wait for it.
     """
     # Hue, the costly one, is done once for all. Sorted by the step at which it comes, the images
     # that have a k-th operation before it are the first ones, those that have it after it the rest.

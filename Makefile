@@ -46,4 +46,4 @@ check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	touch $@
 
 clean:
-	rm -rf .venv .venv-sweeps runs wandb
+	rm -rf .venv .venv-sweeps

@@ -161,10 +161,10 @@ def main(config: Config) -> dict:
             facts.append(f"PCA-{size} is left out: {why_not}")
         else:
             encoders[f"PCA-{size}"] = comparison.LinearCode(pca)
-    if 4 * images.train.source[0].numel() * len(images.train) <= evaluation.LARGEST_PIXEL_SPACE:
-        encoders["pixels"] = comparison.Pixels()
+    if why_not := evaluation.pixels_too_large(images):
+        facts.append(f"the pixels are left out: {why_not}")
     else:
-        facts.append("the pixels are left out: as floats they fill more than 2 GiB")
+        encoders["pixels"] = comparison.Pixels()
     for name, encoder in encoders.items():
         tracking.say(f"measuring {name}")
         latents = evaluation.encode_splits(encoder, nn.Identity(), images, with_test=True)

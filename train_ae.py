@@ -15,7 +15,7 @@ What to expect on 2 CPU cores: digits in about a minute, MNIST (20 epochs) in ab
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -334,16 +334,16 @@ def main(config: Config) -> dict[str, float]:
 
 
 def shifted(split: data.Split, copies: int, flip: bool, seed: int) -> Iterator[data.Split]:
-    """Copies of all images, each moved by a few pixels and, where `flip`, perhaps mirrored."""
+    """The same images, each moved by a few pixels and, where `flip`, perhaps mirrored."""
     channels, size = split.source.shape[1:3]
-    rows, place = torch.arange(len(split)), split.source.device
-    parts = rows.split(memory.images_at_once(size, 1024))
-    for copy_number in range(1, copies + 1):  # one at a time: each is as large as the images
+    for copy_number in range(1, copies + 1):
         generator = data.generator(seed, copy_number)
         drawn = augmentation.draw("light", len(split), size, generator, flip, channels == 3)
-        blocks = (augmentation.apply(split.images(part), drawn[part]) for part in parts)
-        source = torch.cat([(block * 255).round().byte().to(place) for block in blocks])
-        yield data.Split(source, rows.to(place), split.labels)
+
+        def moved(images: torch.Tensor, positions: slice, drawn=drawn) -> torch.Tensor:
+            return (augmentation.apply(images, drawn[positions]) * 255).round().byte()
+
+        yield replace(split, change=moved)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,6 @@ def main(config: Config) -> dict[str, float]:
     share = (accelerator.process_index, accelerator.num_processes)
     local = data.local_slice(len(images.train), config.batch_size, *share)
     references = images.train.sample(config.knn_images)
-    pca, why_no_pca = evaluation.fit_pca(images.train, config.latent_dim)
     flip = config.dataset in data.FLIPPABLE if config.flip is None else config.flip
     if len(images.class_names) < 2:
         raise UserError(
@@ -313,6 +312,7 @@ def main(config: Config) -> dict[str, float]:
         metrics["test/accuracy"] = probes.accuracy(predictions, shown.labels)
         metrics |= evaluation.latent_metrics(latents, classes, "test", "latent")
         metrics |= evaluation.image_metrics(images)
+        pca, why_no_pca = evaluation.fit_pca(images.train, config.latent_dim)
         if pca:
             linear = evaluation.pca_latents(pca, images)
             metrics |= evaluation.latent_metrics(linear, classes, "pca", "pca")

@@ -1,10 +1,10 @@
-"""Finished runs become the tables of RESULTS.md and README.md; no figure of ours is typed by hand.
+"""Finished runs become the tables of RESULTS.md and README.md; only what others reached is typed.
 
     python benchmarks/collect_results.py runs/*           prints the tables
     python benchmarks/collect_results.py runs/* --write   puts them into both files
 
 Runs that differ in nothing but the seed are one row: mean ± standard deviation (n − 1) and n.
-Folders that hold no finished run are named and left out.
+Folders that hold no finished run, or one that left the test images unseen, are named and left out.
 """
 
 import argparse
@@ -23,8 +23,7 @@ import train_ae  # noqa: E402
 import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from common.files import read_json, read_rows  # noqa: E402
-from common.runs import Run  # noqa: E402
+from common.runs import read_run as read_finished  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
@@ -115,12 +114,13 @@ def on_validation(runs: list[dict]) -> float:
 
 
 def read_run(folder: Path) -> dict | None:
-    """What a row needs of one run; None, said aloud, where it is not a finished one."""
-    if not (folder / "summary.json").is_file() or not (folder / "config.json").is_file():
-        print(f"left out, no finished run: {folder}", file=sys.stderr)
+    """What a row needs of one run; None, said aloud, where it is not a finished and tested one."""
+    try:
+        run = read_finished(folder)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
         return None
-    config, summary = read_json(folder / "config.json"), read_json(folder / "summary.json")
-    settings, facts = config["settings"], config["facts"]
+    settings, facts = run.settings, run.facts
     title = FOLDERS.get(facts["fingerprint"]) or TITLES.get(settings["dataset"])
     return {
         "data": title or f"Folder {Path(settings['data_dir']).name}",
@@ -128,10 +128,8 @@ def read_run(folder: Path) -> dict | None:
         "key": json.dumps({k: v for k, v in settings.items() if k not in NOT_IN_A_COMMAND}),
         "settings": settings,
         "facts": facts,
-        "summary": summary,
-        "seconds": Run(
-            folder, facts["method"], settings, facts, summary, read_rows(folder / "metrics.jsonl")
-        ).cost()["training_seconds"],
+        "summary": run.summary,
+        "seconds": run.cost()["training_seconds"],
     }
 
 
@@ -149,7 +147,7 @@ def row_of(runs: list[dict]) -> list[str]:
         str(len(runs)),
         str(settings["epochs"]),
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
-        facts.get("mixed_precision", facts.get("precision")),
+        {"no": "float32"}.get(facts["mixed_precision"], facts["mixed_precision"]),
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,12 @@ def main(methods: list[str], epochs: int, tracking: str, words: list[str]) -> li
                 try:
                     watch(method, [*SMALL, *SCRIPTS[method][1], *words, *flags], Path(place))
                     sys.stdout.flush()
-                finally:
                     os._exit(0)
-            os.waitpid(process, 0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+            if os.waitpid(process, 0)[1]:
+                raise SystemExit(f"train_{method}.py failed")
             about = {"script": method, "epochs": epochs, "tracking": tracking}
             found.append(about | read_json(Path(place, "seen.json")))
     return found
@@ -105,10 +109,12 @@ def table(found: list[dict]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=200, help="more than 5")
     parser.add_argument("--tracking", choices=("offline", "disabled"), default="offline")
     parser.add_argument("--out", type=Path, help="write what was seen there as JSON")
     arguments, further = parser.parse_known_args()
+    if arguments.epochs <= EARLY:
+        parser.error(f"--epochs {arguments.epochs}: memory is first read after epoch {EARLY}")
     results = main(arguments.scripts, arguments.epochs, arguments.tracking, further)
     print(table(results))
     if arguments.out:

@@ -153,12 +153,6 @@ def to_float(images: Tensor) -> Tensor:
     return images if images.dtype == torch.float32 else images.to(torch.float32).div_(255)
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images - mean) / std per channel; images (B,C,H,W) float32, mean and std (C,)."""
-    mean, std = (_to(t, images).view(1, -1, 1, 1) for t in (mean, std))
-    return images.sub(mean).div_(std)
-
-
 def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
     """Mirror the images (B,C,H,W) where flips (B,) bool is True."""
     return torch.where(_to(flips, images).view(-1, 1, 1, 1), images.flip(-1), images)

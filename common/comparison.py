@@ -110,7 +110,7 @@ def disturbed(encoder: nn.Module, classifier: nn.Module, split) -> dict[str, flo
         return probes.accuracy(probes.predict(classifier, latents), split.labels)
 
     return {"robust_clean": reached(split)} | {
-        f"{kind}_{strength:g}": reached(robustness.Disturbed(split, kind, strength))
+        f"{kind}_{strength:g}": reached(robustness.disturbed(split, kind, strength))
         for kind, (_, strengths) in robustness.DISTURBANCES.items()
         for strength in strengths
     }

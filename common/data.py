@@ -7,6 +7,7 @@ batch: each process takes its slice of it. Folders are read by `common/folders.p
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,6 @@ Floats = tuple[float, ...]
 SPLIT_SEED = 20_240_229  # of the held-out images; deliberately not the run's seed
 VALIDATION_FRACTION = 0.1  # of the training images
 TEST_FRACTION = 0.2  # of all images, where the data set brings no test split
-
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN"}  # its classes
 TORCHVISION |= {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
@@ -59,11 +59,13 @@ class Split:
         source: uint8 (M,C,S,S), all images of the array; may be memory-mapped.
         rows: int64 (N,), which of them belong here, on the same device as `source`.
         labels: int64 (N,), on the device where batches are wanted.
+        change: what happens to images on their way out, of images (B,C,S,S) and their positions.
     """
 
     source: Tensor
     rows: Tensor
     labels: Tensor
+    change: Callable[[Tensor, Tensor | slice], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +74,8 @@ class Split:
         """uint8 (B,C,S,S): the images at `positions` within this split, where the labels are."""
         if isinstance(positions, Tensor):
             positions = positions.to(self.rows.device)
-        return self.source[self.rows[positions]].to(self.labels.device, non_blocking=True)
+        images = self.source[self.rows[positions]].to(self.labels.device, non_blocking=True)
+        return images if self.change is None else self.change(images, positions)
 
     def sample(self, count: int) -> "Split":
         """At most `count` of the images, stratified, always the same ones."""
@@ -130,8 +133,7 @@ def load(dataset: str, data_dir: Path, image_size: int) -> Arrays:
         train_images, test_images = (resize(a, image_size) for a in (train_images, test_images))
     arrays = (train_images, train_labels, test_images, test_labels)
     chunks = (memoryview(a).cast("B") for a in arrays if a is not None)
-    fingerprint = checksum(*chunks, repr(class_names).encode())
-    return Arrays(*arrays, class_names, fingerprint)
+    return Arrays(*arrays, class_names, checksum(*chunks, repr(class_names).encode()))
 
 
 def split_data(arrays: Arrays, limit_train: int | None) -> ImageData:
@@ -250,9 +252,7 @@ def _torchvision(
     import torchvision
 
     dataset_class = getattr(torchvision.datasets, TORCHVISION[dataset])
-    words = {"train": is_train}
-    if dataset == "svhn":
-        words = {"split": "train" if is_train else "test"}
+    words = {"split": ("test", "train")[is_train]} if dataset == "svhn" else {"train": is_train}
     try:
         part = dataset_class(data_dir, **words, download=False)
     except RuntimeError:  # torchvision's word for "not there"

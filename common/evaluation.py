@@ -170,11 +170,16 @@ def pca_metrics(
     return metrics | latent_metrics(codes, int(codes.train_labels.max()) + 1, "pca", "pca")
 
 
+def pixels_too_large(data) -> str:
+    """Why the pixels of all images are no space to search, empty if they are one."""
+    size = 4 * max(len(data.train), len(data.test)) * data.train.source[0].numel()
+    return f"as floats the pixels fill {size / 2**30:.1f} GiB" if size > LARGEST_PIXEL_SPACE else ""
+
+
 def image_metrics(data) -> dict[str, float]:
     """The yardsticks of the latent space on the raw pixels of the test images, as `image/…`."""
-    size = 4 * len(data.train) * data.train.source[0].numel()
-    if size > LARGEST_PIXEL_SPACE:
-        print(f"image/… is left out: the training images fill {size / 2**30:.1f} GiB as floats")
+    if why_not := pixels_too_large(data):
+        print(f"image/… is left out: {why_not}")
         return {}
     train, test = torch.cat(list(pixels(data.train))), torch.cat(list(pixels(data.test)))
     nearest = neighbours.predict(train, data.train.labels, test)

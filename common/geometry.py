@@ -68,27 +68,31 @@ def class_separation(latents: Tensor, labels: Tensor) -> float:
 def alignment(latents: Tensor, labels: Tensor) -> float:
     """Mean ‖x − y‖² over all pairs of one class, on the unit sphere; 0 where classes are points.
 
-    Wang & Isola 2020, equation 6 with α = 2, positives being the images of a class. For unit
-    vectors Σ ‖x − y‖² over ordered pairs is 2n² − 2‖Σ x‖², so no pairs are formed. NaN where no
-    class has two images.
+    Wang & Isola 2020, equation 6 with α = 2, positives being the images of a class. Over ordered
+    pairs Σ ‖x − y‖² is 2n Σ ‖x‖² − 2‖Σ x‖², so no pairs are formed. A latent of zeros stays in
+    the centre of the sphere. NaN where no class has two images.
     """
     unit = F.normalize(latents.double(), dim=1)
     members = F.one_hot(labels).double()  # (N,K)
     counts = members.sum(0)  # (K,)
+    squares = members.T @ unit.square().sum(1)  # (K,)
     sums = members.T @ unit  # (K,D)
     pairs = (counts * (counts - 1)).sum()
-    return ((2 * counts**2 - 2 * sums.square().sum(1)).sum() / pairs).item()
+    return ((2 * counts * squares - 2 * sums.square().sum(1)).sum() / pairs).item()
 
 
 def uniformity(latents: Tensor) -> float:
     """log of the mean of exp(−2‖x − y‖²) over all pairs, on the unit sphere; lower is more even.
 
-    Wang & Isola 2020, equation 7 with t = 2. 0 where all images coincide.
+    Wang & Isola 2020, equation 7 with t = 2. 0 where all images coincide. A latent of zeros stays
+    in the centre of the sphere.
     """
     unit = F.normalize(latents.float(), dim=1)
+    squares = unit.square().sum(1)  # 1, or 0
     total = torch.zeros((), dtype=torch.float64, device=latents.device)
-    for block in unit.split(BLOCK):
-        total += torch.exp(4 * (block @ unit.T) - 4).sum()  # ‖x − y‖² = 2 − 2 x·y
+    for block, square in zip(unit.split(BLOCK), squares.split(BLOCK), strict=True):
+        exponents = torch.addmm(-2 * squares, block, unit.T, alpha=4)  # ‖x − y‖² = x² + y² − 2 x·y
+        total += exponents.sub_(2 * square[:, None]).exp_().sum()
     count = len(unit)
     return torch.log((total - count) / (count * (count - 1))).item()  # without the self-pairs
 
@@ -178,7 +182,8 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
         latents = directions * values.clamp(min=0).sqrt()
     if latents.shape[1] > 50:
         latents = fit_pca(lambda: [latents], 50).encode(latents)
-    if latents.shape[1] < 2 or len(latents) < 5:  # nothing to reduce
+    # nothing to reduce; of coincident points scikit-learn makes NaNs, and its C code crashes
+    if latents.shape[1] < 2 or len(latents) < 5 or (latents == latents[:1]).all():
         return F.pad(latents, (0, 2))[:, :2].numpy()
     perplexity = min(perplexity, max(1.0, (len(latents) - 1) / 3))
     settings = {"init": "pca", "learning_rate": "auto", "max_iter": TSNE_STEPS}

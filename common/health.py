@@ -123,13 +123,14 @@ class Watch:
         return next(iter(self._last.values()))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
-        state = {"sums": self._sums, "steps": self._steps, "skipped": self.skipped}
+        """What a checkpoint keeps of it, the sums of all processes; called by each of them."""
+        sums = self._accelerator.gather(self._sums[None])  # (P,n)
+        state = {"sums": sums, "steps": self._steps, "skipped": self.skipped}
         return state | {"last": self._last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self._sums = state["sums"].to(self._sums.device)
+        self._sums = state["sums"][self._accelerator.process_index].to(self._sums.device)
         self._steps, self.skipped, self._last = state["steps"], state["skipped"], state["last"]
 
 

@@ -46,13 +46,11 @@ def predict_by_k(
         distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
         nearest = smallest(distances, most)  # (B,most)
         for number in numbers:
-            voters = nearest[:, :number]
-            count = voters.shape[1]
-            # 1, plus less than what a whole vote is worth, falling with the distance
-            votes = 1 + torch.linspace(0.5, 0, count, device=block.device) / count
-            scores = torch.zeros(len(block), classes, device=block.device)
-            scores.scatter_add_(1, reference_labels[voters], votes.expand(len(block), -1))
-            predictions[number].append(scores.argmax(1))
+            voices = reference_labels[nearest[:, :number]]  # (B,number), the nearest first
+            counts = torch.zeros(len(block), classes, device=block.device)
+            counts.scatter_add_(1, voices, torch.ones(voices.shape, device=block.device))
+            first = counts.gather(1, voices).argmax(1, keepdim=True)  # of those with most votes
+            predictions[number].append(voices.gather(1, first)[:, 0])
     return {number: torch.cat(parts) for number, parts in predictions.items()}
 
 

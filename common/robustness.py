@@ -1,9 +1,6 @@
-"""How do images look that were disturbed?   noise and shifts of a split, always the same ones
+"""How do images look that were disturbed?   noise and shifts of a split, always the same ones"""
 
-A `Disturbed` split is encoded like any other; its images are floats in [0,1].
-"""
-
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,34 +13,20 @@ DISTURBANCES = {
 }
 
 
-@dataclass(frozen=True)
-class Disturbed:
-    """A split whose images are noisy or shifted; the draws depend on the position of a block only,
-    so every encoder sees the same images as long as all read in equal blocks.
+def disturbed(split, kind: str, strength: float):
+    """The split with images that are noisy or shifted, float32 (B,C,S,S) in [0,1].
+
+    The draws depend on the position of a block only, so every encoder sees the same images as long
+    as all read in equal blocks.
     """
 
-    split: object
-    kind: str
-    strength: float
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    @property
-    def labels(self) -> Tensor:
-        return self.split.labels
-
-    @property
-    def source(self) -> Tensor:
-        return self.split.source
-
-    def images(self, positions: slice) -> Tensor:
-        """float32 (B,C,S,S) in [0,1]."""
+    def change(images: Tensor, positions: slice) -> Tensor:
         generator = torch.Generator().manual_seed(positions.start or 0)
-        images = self.split.images(positions) / 255
-        if self.kind == "noise":
-            return noisy(images, self.strength, generator)
-        return shifted(images, int(self.strength), generator)
+        if kind == "noise":
+            return noisy(images / 255, strength, generator)
+        return shifted(images / 255, int(strength), generator)
+
+    return replace(split, change=change)
 
 
 def noisy(images: Tensor, deviation: float, generator: torch.Generator) -> Tensor:

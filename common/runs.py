@@ -2,11 +2,11 @@
 
 import json
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ NOT_IN_A_METHOD = {*NOT_IN_A_NAME, "seed", "compile"}  # runs that differ in no 
 def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset: str) -> Path:
     """Return `resume`, else `run_dir`, else a new runs/METHOD-DATASET-TIME; create nothing.
 
-    The new name ends with the W&B id if a sweep gave one: its agents start in the same second.
+    The new name ends with the W&B id if a sweep gave one, else with four digits drawn for it, since
+    several runs may start in the same second.
     `UserError`: both given, `run_dir` in use, `resume` no run folder, the place not writable.
     """
     if run_dir is not None and resume is not None:
         raise UserError("--run_dir and --resume exclude each other: --resume RUN goes on in RUN")
-    parts = (method, dataset, time.strftime("%Y%m%d-%H%M%S"), os.environ.get("WANDB_RUN_ID"))
-    name = "-".join(filter(None, parts))
-    paths = (Path("runs", name if number == 1 else f"{name}-{number}") for number in count(1))
+    own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(2)
+    name = f"{method}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
     given = resume if run_dir is None else run_dir
-    path = next(path for path in paths if not path.exists()) if given is None else Path(given)
+    path = Path("runs", name) if given is None else Path(given)
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a broken link; remove it, or choose another folder")
     if path.exists() and not path.is_dir():

@@ -191,7 +191,7 @@ def test_no_step_waits_for_the_device():
 class Scaled:
     """An accelerator with fp16's loss scaler, as far as `Watch` knows it."""
 
-    device, mixed_precision = torch.device("cpu"), "fp16"
+    device, mixed_precision, process_index = torch.device("cpu"), "fp16", 0
 
     def __init__(self):
         self.scaler = types.SimpleNamespace(get_scale=lambda: self.scale)
@@ -202,6 +202,9 @@ class Scaled:
     def reduce(self, tensor, reduction):
         return tensor
 
+    def gather(self, tensor):
+        return tensor
+
 
 def one_step(watch: health.Watch, accelerator, network, step: int, gradient: float) -> None:
     for parameter in network.parameters():
@@ -209,6 +212,20 @@ def one_step(watch: health.Watch, accelerator, network, step: int, gradient: flo
     watch.clip(1.0)
     accelerator.optimizer_step_was_skipped = not math.isfinite(gradient)
     watch.add(step, 0.1, torch.tensor(2.0))
+
+
+def test_each_process_goes_on_with_its_own_sums():
+    network, both = nn.Linear(3, 2), []
+    for rank in range(2):
+        accelerator = Scaled()
+        accelerator.process_index = rank
+        accelerator.gather = lambda own: torch.cat([watch._sums[None] for watch in both])
+        both.append(health.Watch(accelerator, network, ("loss",)))
+        both[-1].add(1, 0.1, torch.tensor(1.0 + 2 * rank))
+    state = both[0].state_dict()  # the first one saves
+    for watch, loss in zip(both, (1.0, 3.0), strict=True):
+        watch.load_state_dict(state)
+        assert watch.means()["train/loss"] == loss
 
 
 def test_skipped_steps_of_fp16_are_counted_and_are_no_problem():

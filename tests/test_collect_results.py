@@ -21,9 +21,11 @@ def make_run(folder: Path, summary: dict, **settings) -> Path:
     settings = dataclasses.asdict(train_ae.Config(**settings))
     facts = {"method": "ae", "fingerprint": "0" * 64, "device": "a CPU, 2 cores", "threads": 2}
     facts |= {"processes": 1, "python": "3", "torch": "2", "commit": "abc", "mixed_precision": "no"}
-    facts |= {"parameters": 1, "train_images": 1}
+    facts |= {"parameters": 1, "train_images": 1, "class_names": ["a", "b"]}
     (folder / "config.json").write_text(json.dumps({"settings": settings, "facts": facts}))
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "summary.json").write_text(json.dumps({"test/accuracy": 0.5} | summary))
+    for name in ("encoder.json", "encoder.safetensors", "classifier.safetensors"):
+        (folder / name).touch()
     # every second epoch was looked at: 45 s on average, 4 epochs
     told = {"time/images_per_second": 1.0, "memory/peak_gib": 1.0}
     rows = [
@@ -73,7 +75,24 @@ def test_what_is_no_finished_run_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no finished run"):
         collect_results.main([tmp_path / "empty"], write=False)
-    assert f"left out, no finished run: {tmp_path / 'empty'}" in capsys.readouterr().err
+    assert f"left out: {tmp_path / 'empty'} is no run folder" in capsys.readouterr().err
+
+
+def test_what_saw_no_test_images_is_no_row(tmp_path, capsys):
+    tested = make_run(tmp_path / "run", {"test/accuracy": 0.8, "val/accuracy": 0.8})
+    swept = make_run(tmp_path / "swept", {"val/accuracy": 0.9}, width=8, test=False)
+    summary = json.loads((swept / "summary.json").read_text())
+    del summary["test/accuracy"]
+    (swept / "summary.json").write_text(json.dumps(summary))
+    compared = tmp_path / "comparison"
+    compared.mkdir()
+    for name in ("config.json", "summary.json"):
+        (compared / name).write_text("{}")
+    text = collect_results.main([tested, swept, compared], write=False)
+    assert len(cells(text)) == 1 and "**80.00** (cnn)" in text
+    told = capsys.readouterr().err
+    assert f"left out: {swept} left the test images unseen" in told
+    assert f"left out: {compared} is not a run of these scripts" in told
 
 
 def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):

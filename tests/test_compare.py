@@ -250,10 +250,10 @@ def test_shifts_and_noise_are_the_same_for_everyone_and_of_the_size_they_say():
     images = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
     split = data.Split(images, torch.arange(2), torch.tensor([0, 1]))
     for kind in robustness.DISTURBANCES:
-        one, two = (robustness.Disturbed(split, kind, 2).images(slice(0, 2)) for _ in range(2))
+        one, two = (robustness.disturbed(split, kind, 2).images(slice(0, 2)) for _ in range(2))
         assert torch.equal(one, two)
         assert one.min() >= 0 and one.max() <= 1
-        same = robustness.Disturbed(split, kind, 0).images(slice(0, 2))
+        same = robustness.disturbed(split, kind, 0).images(slice(0, 2))
         assert torch.equal(same, images / 255)
     plain = images[:1].expand(40, -1, -1, -1) / 255
     moved = robustness.shifted(plain, 3, torch.Generator().manual_seed(0))[:, 0]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,12 @@ def test_images_that_are_too_many_to_search_are_left_out(images, monkeypatch, ca
     monkeypatch.setattr(evaluation, "LARGEST_PIXEL_SPACE", 10)
     assert evaluation.image_metrics(images) == {}
     assert "is left out" in capsys.readouterr().out
+    most = 4 * len(images.test) * images.test.source[0].numel()  # the test images count as well
+    few = dataclasses.replace(images, train=images.train.sample(len(images.test) - 1))
+    monkeypatch.setattr(evaluation, "LARGEST_PIXEL_SPACE", most)
+    assert evaluation.pixels_too_large(few) == ""
+    monkeypatch.setattr(evaluation, "LARGEST_PIXEL_SPACE", most - 1)
+    assert "as floats the pixels fill" in evaluation.pixels_too_large(few)
 
 
 def test_pca_gets_the_same_classifier(images):

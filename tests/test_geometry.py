@@ -136,3 +136,19 @@ def test_trustworthiness_equals_scikit_learns(monkeypatch):
     expected = trustworthiness(latents.numpy(), points.numpy(), n_neighbors=7)
     assert 0.5 < expected < 0.95
     assert geometry.trustworthiness(latents, points, 7) == pytest.approx(expected, abs=1e-9)
+
+
+def test_images_that_coincide_are_no_reason_to_crash():
+    for same in (torch.zeros(40, 8), torch.full((40, 128), 1 / 3)):
+        assert torch.from_numpy(geometry.tsne(same, seed=0)).isfinite().all()
+        assert geometry.uniformity(same) == pytest.approx(0, abs=1e-5)
+        assert geometry.alignment(same, torch.arange(40) % 2) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_latent_of_zeros_lies_in_the_centre_of_the_sphere():
+    latents = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, -1.0]])
+    labels = torch.tensor([0, 0, 1])
+    squares = torch.tensor([1.0, 2.0, 1.0])  # of the distances of the three pairs
+    expected = torch.log(torch.exp(-2 * squares).mean()).item()
+    assert geometry.uniformity(latents) == pytest.approx(expected, abs=1e-5)
+    assert geometry.alignment(latents, labels) == pytest.approx(1)

@@ -58,3 +58,9 @@ def test_numbers_that_all_references_share_leave_the_neighbours_alone():
     assert torch.equal(neighbours.predict(shared, labels, asked), expected)
     # nothing tells the references apart: the first ones are as near as any
     assert len(neighbours.predict(torch.ones(40, 2), labels, torch.randn(3, 2))) == 3
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 0, 1, 2], [1, 0, 0, 2, 1], [1, 0, 2, 1, 0]])
+def test_of_classes_with_equal_votes_the_nearest_one_wins(labels):
+    line = torch.arange(5.0)[:, None]
+    assert neighbours.predict(line, torch.tensor(labels), torch.tensor([[-0.5]])).item() == 1

@@ -37,19 +37,28 @@ def test_the_linear_probe_equals_scikit_learns_at_its_strength(latents):
     )
 
 
-def test_validation_chooses_the_strength():
+@pytest.mark.parametrize("hidden", [False, True])
+def test_validation_chooses_the_strength(hidden, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(40, 30, generator=generator)
-    labels = torch.randint(0, 2, (40,), generator=generator)
-    noise[:, 0] += 3 * labels  # one informative direction among 29 useless ones
-    later = torch.randn(400, 30, generator=generator)
-    later_labels = torch.randint(0, 2, (400,), generator=generator)
-    later[:, 0] += 3 * later_labels
-    weak = probes.fit_linear(probes.Latents(noise, labels, noise, labels, None, None), 2)
-    chosen = probes.fit_linear(probes.Latents(noise, labels, later, later_labels, None, None), 2)
-    assert weak.accuracy == 1.0  # on its own training images anything goes
-    assert chosen.accuracy < 1.0
-    assert chosen.strength >= weak.strength
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = torch.randn(count, 5 if hidden else 30, generator=generator)
+        labels = torch.randint(0, 2, (count,), generator=generator)
+        if hidden:  # in the difference of two that are nearly equal: small weights do not reach it
+            inputs[:, 0] = inputs[:, 1] + 0.02 * (2 * labels - 1)
+        else:  # in one direction among 29 useless ones: large weights fit those too
+            inputs[:, 0] += 3 * labels
+        return inputs, labels
+
+    latents = probes.Latents(*draw(200 if hidden else 40), *draw(1000))
+    chosen = probes.fit_linear(latents, 2)
+    alone = {}
+    for strength in probes.STRENGTHS:
+        monkeypatch.setattr(probes, "STRENGTHS", (strength,))
+        alone[strength] = probes.fit_linear(latents, 2).accuracy
+    assert chosen.strength == max(alone, key=alone.get)
+    assert (chosen.strength < 1e-3) == hidden
+    assert max(alone.values()) > min(alone.values()) + 0.01
 
 
 def test_projections_are_what_the_head_makes_of_the_latents(latents):

@@ -18,13 +18,10 @@ def empty_folder(tmp_path, monkeypatch):
 
 def test_new_run_dirs_differ_and_nothing_is_created(monkeypatch):
     monkeypatch.setattr(runs.time, "strftime", lambda form: "20250102-030405")
-    first = runs.choose_run_dir(None, None, "ae", "digits")
-    assert first == Path("runs/ae-digits-20250102-030405") and not Path("runs").exists()
-    first.mkdir(parents=True)
-    second = runs.choose_run_dir(None, None, "ae", "digits")
-    second.mkdir()
-    assert second.name == "ae-digits-20250102-030405-2"
-    assert runs.choose_run_dir(None, None, "ae", "digits").name[-2:] == "-3"
+    found = {runs.choose_run_dir(None, None, "ae", "digits") for _ in range(5)}
+    assert len(found) == 5 and not Path("runs").exists()
+    assert all(path.parent == Path("runs") for path in found)
+    assert {path.name[:26] for path in found} == {"ae-digits-20250102-030405-"}
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     assert runs.choose_run_dir(None, None, "ae", "digits").name[-4:] == "-abc"
 

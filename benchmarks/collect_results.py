@@ -136,6 +136,7 @@ def read_run(folder: Path) -> dict | None:
 def row_of(runs: list[dict]) -> list[str]:
     """One row of the table: runs of equal settings but for the seed."""
     settings, facts, method = runs[0]["settings"], runs[0]["facts"], runs[0]["method"]
+    precision = facts.get("mixed_precision", facts.get("precision"))  # its name in early runs
     return [
         method,
         encoder_of(runs),
@@ -147,7 +148,7 @@ def row_of(runs: list[dict]) -> list[str]:
         str(len(runs)),
         str(settings["epochs"]),
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
-        {"no": "float32"}.get(facts["mixed_precision"], facts["mixed_precision"]),
+        {"no": "float32"}.get(precision, precision),
     ]  # fmt: skip
 
 

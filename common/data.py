@@ -252,7 +252,7 @@ def _torchvision(
     import torchvision
 
     dataset_class = getattr(torchvision.datasets, TORCHVISION[dataset])
-    words = {"split": ("test", "train")[is_train]} if dataset == "svhn" else {"train": is_train}
+    words = {"split": "train" if is_train else "test"} if dataset == "svhn" else {"train": is_train}
     try:
         part = dataset_class(data_dir, **words, download=False)
     except RuntimeError:  # torchvision's word for "not there"

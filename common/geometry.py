@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1024  # rows of the N×N distances that are in memory at a time
-TSNE_STEPS = 500  # twice as many take twice the time, and neighbours are no truer (to 0.001)
+TSNE_STEPS = 500  # twice as many take twice the time, and trustworthiness stays what it is
 EXACT_PCA = 4096  # pixels up to which all eigenvectors of the covariance are computed
 
 

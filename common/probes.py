@@ -101,8 +101,9 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
 
         def objective(solver=solver, strength=strength) -> Tensor:
             solver.zero_grad()
-            logits = torch.addmm(bias, weight, standard.T)[None]  # (1,K,N): softmax across rows
-            loss = F.cross_entropy(logits, latents.train_labels[None])  # is slow along short ones
+            # softmax over the K classes is several times slower where they are the last dimension
+            logits = torch.addmm(bias, weight, standard.T)[None]  # (1,K,N)
+            loss = F.cross_entropy(logits, latents.train_labels[None])
             loss = loss + strength / 2 * weight.square().sum()
             loss.backward()
             return loss

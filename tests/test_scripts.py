@@ -326,7 +326,9 @@ WITHOUT_NORM = """
 import sys, torch
 torch.nn.BatchNorm2d = lambda *words: torch.nn.Identity()
 import {script} as script
+from common import probes
 from common.config import parse
+probes.STRENGTHS = (1e-3,)  # on so few images, rounding decides which one validation chooses
 script.main(parse(script.Config))
 """
 
@@ -360,8 +362,7 @@ def test_two_processes_train_like_one(tmp_path, run_command, method, more):
     rows, others = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
     assert [set(row) for row in rows] == [set(row) for row in others]
     for name in set().union(*rows):
-        # accuracies jump, and so does the loss of a linear classifier whose penalty they choose
-        if name.startswith("train/") and "accuracy" not in name and "classifier" not in name:
+        if name.startswith("train/") and "accuracy" not in name:
             first, second = (next(r[name] for r in part if name in r) for part in (rows, others))
             assert first == pytest.approx(second, rel=1e-3), name
     config = json.loads((tmp_path / "two/config.json").read_text())

@@ -21,8 +21,8 @@ lint: .venv/test
 bench: .venv/bench  # speed and memory beside the peers; wants an idle machine
 	$(BIN)/python -W ignore benchmarks/run_all.py
 
-results: .venv/run  # the tables of RESULTS.md, from the run folders
-	$(BIN)/python benchmarks/collect_results.py runs/* --write
+results: .venv/run  # the tables of RESULTS.md, and the command of each row
+	$(BIN)/python benchmarks/collect_results.py
 
 check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	.venv-sweeps/bin/python -W ignore tests/sweep_schema.py sweeps/*.yaml

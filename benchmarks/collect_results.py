@@ -1,8 +1,11 @@
 """Finished runs become the tables of RESULTS.md and README.md; only what others reached is typed.
 
-    python benchmarks/collect_results.py runs/*           prints the tables
-    python benchmarks/collect_results.py runs/* --write   puts them into both files
+    python benchmarks/collect_results.py              the tables of all runs in results.jsonl
+    python benchmarks/collect_results.py RUN ...      with these as well
+    python benchmarks/collect_results.py RUN ... --write    keeps them, and writes both files anew
 
+benchmarks/results.jsonl outlives the run folders: a line for each run, with every flag, versions,
+hardware and all final metrics. A run made again (same flags and seed) replaces its line.
 Runs that differ in nothing but the seed are one row: mean ± standard deviation (n − 1) and n.
 Folders that hold no finished run, or one that left the test images unseen, are named and left out.
 """
@@ -23,9 +26,11 @@ import train_ae  # noqa: E402
 import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.files import read_rows, write  # noqa: E402
 from common.runs import read_run as read_finished  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
+KEPT = ROOT / "benchmarks" / "results.jsonl"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 # A folder of images has no name of its own; its fingerprint tells which one it is.
 JPEG_COPY = "CIFAR-10 (JPEG copy)"
@@ -65,13 +70,17 @@ COLUMNS = (
 )
 
 
-def main(folders: list[Path], write: bool) -> str:
-    runs = [run for folder in folders if (run := read_run(folder)) is not None]
-    if not runs:
+def main(folders: list[Path], keep: bool) -> str:
+    new = [run for folder in folders if (run := read_run(folder)) is not None]
+    if folders and not new:
         raise UserError("no finished run among these folders; train one first")
+    known = read_rows(KEPT) if KEPT.exists() else []
+    runs = sorted({identity(run): run for run in known + new}.values(), key=identity)
     groups: dict[tuple, list[dict]] = {}
-    for run in sorted(runs, key=lambda run: (run["data"], run["method"], run["key"])):
-        groups.setdefault((run["data"], run["method"], run["key"]), []).append(run)
+    for run in runs:
+        groups.setdefault(identity(run)[:-1], []).append(run)
+    by_accuracy = sorted(groups, key=lambda key: (*key[:2], -on_test(groups[key])))
+    groups = {key: groups[key] for key in by_accuracy}
     text = ""
     for title in dict.fromkeys(data for data, _, _ in groups):
         rows = [row_of(found) for (data, _, _), found in groups.items() if data == title]
@@ -81,7 +90,8 @@ def main(folders: list[Path], write: bool) -> str:
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
     text += "\n"
     short = headline(groups)
-    if write:
+    if keep:
+        write(KEPT, "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs).encode())
         put_between_marks(ROOT / "RESULTS.md", BEGIN, END, text)
         put_between_marks(ROOT / "README.md", BEGIN, END, short)
     return text + short
@@ -113,21 +123,34 @@ def on_validation(runs: list[dict]) -> float:
     return statistics.mean(run["summary"].get("val/accuracy", 0.0) for run in runs)
 
 
+def identity(run: dict) -> tuple:
+    """Data, method and flags; and the seed. Flags that a run did not know yet had their default."""
+    defaults = dataclasses.asdict(SCRIPTS[run["method"]].Config())
+    flags = {**defaults, **run["settings"]}
+    flags = {name: value for name, value in flags.items() if name not in NOT_IN_A_COMMAND}
+    seed = run["settings"]["seed"]
+    return run["data"], run["method"], json.dumps(flags, sort_keys=True), seed
+
+
+def on_test(runs: list[dict]) -> float:
+    """Accuracy on the test images, by which rows are ordered; the mean over seeds."""
+    return statistics.mean(run["summary"]["test/accuracy"] for run in runs)
+
+
 def read_run(folder: Path) -> dict | None:
-    """What a row needs of one run; None, said aloud, where it is not a finished and tested one."""
+    """What is kept of one run; None, said aloud, where it is not a finished and tested one."""
     try:
         run = read_finished(folder)
     except UserError as error:
         print(f"left out: {error}", file=sys.stderr)
         return None
-    settings, facts = run.settings, run.facts
-    title = FOLDERS.get(facts["fingerprint"]) or TITLES.get(settings["dataset"])
+    title = FOLDERS.get(run.facts["fingerprint"]) or TITLES.get(run.settings["dataset"])
+    about_here = {*NOT_IN_A_COMMAND} - {"seed"}  # folders of this machine, and W&B's project
     return {
-        "data": title or f"Folder {Path(settings['data_dir']).name}",
-        "method": facts["method"],
-        "key": json.dumps({k: v for k, v in settings.items() if k not in NOT_IN_A_COMMAND}),
-        "settings": settings,
-        "facts": facts,
+        "data": title or f"Folder {Path(run.settings['data_dir']).name}",
+        "method": run.method,
+        "settings": {k: v for k, v in run.settings.items() if k not in about_here},
+        "facts": run.facts,
         "summary": run.summary,
         "seconds": run.cost()["training_seconds"],
     }
@@ -185,10 +208,11 @@ def command(run: dict) -> str:
     """The command line of this run but for its seed: what differs from the defaults."""
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
+    own = {name: run["settings"].get(name, default) for name, default in defaults.items()}
     words = [
         f"--{name} {value}" if not isinstance(value, bool) else f"--{name}={value}"
-        for name, value in run["settings"].items()
-        if name not in NOT_IN_A_COMMAND and name in defaults and value != defaults[name]
+        for name, value in own.items()
+        if name not in NOT_IN_A_COMMAND and value != defaults[name]
     ]
     return " ".join(["python", f"{script.__name__}.py", *words])
 
@@ -214,7 +238,7 @@ def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    parser.add_argument("folders", type=Path, nargs="*", metavar="RUN")
+    parser.add_argument("--write", action="store_true", help="keep them, and write both files anew")
     arguments = parser.parse_args()
     print(main(arguments.folders, arguments.write))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,14 @@ from common.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import collect_results
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def a_place_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_results, "ROOT", tmp_path)
+    monkeypatch.setattr(collect_results, "KEPT", tmp_path / "results.jsonl")
 
 
 def make_run(folder: Path, summary: dict, **settings) -> Path:
@@ -49,7 +59,7 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
         for n, value in enumerate(reached)
     ]
     other = make_run(tmp_path / "other", {"test/accuracy": 0.5}, latent_dim=8, test=True)
-    text = collect_results.main([*runs, other], write=False)
+    text = collect_results.main([*runs, other], keep=False)
     assert "### MNIST" in text
     narrow, wide = sorted(cells(text), key=lambda row: row[2])
     names = dict(zip(collect_results.COLUMNS, wide, strict=True))
@@ -63,6 +73,34 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
 
+def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_path):
+    first = make_run(tmp_path / "run", {"test/accuracy": 0.7}, seed=0, data_dir="/home/me/mnist")
+    kept = collect_results.KEPT
+    (tmp_path / "RESULTS.md").write_text(collect_results.BEGIN + collect_results.END)
+    (tmp_path / "README.md").write_text(collect_results.BEGIN + collect_results.END)
+    collect_results.main([first], keep=True)
+    shutil.rmtree(first)
+    assert cells(collect_results.main([], keep=False))[0][2] == "70.00"
+    assert "/home/me" not in kept.read_text()
+
+    second = make_run(tmp_path / "second", {"test/accuracy": 0.9}, seed=1)
+    text = collect_results.main([second], keep=False)
+    assert cells(text)[0][2] == "80.00 ± 14.14"
+    assert len(kept.read_text().splitlines()) == 1  # shown, not kept
+    again = make_run(tmp_path / "again", {"test/accuracy": 0.8}, seed=0)
+    collect_results.main([again, second], keep=True)
+    assert cells(collect_results.main([], keep=False))[0][2] == "85.00 ± 7.07"
+    assert len(kept.read_text().splitlines()) == 2
+
+
+def test_a_run_from_before_a_flag_existed_had_its_default(tmp_path):
+    old, new = (make_run(tmp_path / name, {}, seed=n) for n, name in enumerate(("old", "new")))
+    config = json.loads((old / "config.json").read_text())
+    del config["settings"]["flip"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert len(cells(collect_results.main([old, new], keep=False))) == 1
+
+
 def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
     folder = make_run(tmp_path / "run", {}, epochs=3, flip=True, learning_rate=0.5)
     words = collect_results.command(collect_results.read_run(folder)).split()
@@ -74,7 +112,7 @@ def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
 def test_what_is_no_finished_run_is_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no finished run"):
-        collect_results.main([tmp_path / "empty"], write=False)
+        collect_results.main([tmp_path / "empty"], keep=False)
     assert f"left out: {tmp_path / 'empty'} is no run folder" in capsys.readouterr().err
 
 
@@ -88,20 +126,19 @@ def test_what_saw_no_test_images_is_no_row(tmp_path, capsys):
     compared.mkdir()
     for name in ("config.json", "summary.json"):
         (compared / name).write_text("{}")
-    text = collect_results.main([tested, swept, compared], write=False)
+    text = collect_results.main([tested, swept, compared], keep=False)
     assert len(cells(text)) == 1 and "**80.00** (cnn)" in text
     told = capsys.readouterr().err
     assert f"left out: {swept} left the test images unseen" in told
     assert f"left out: {compared} is not a run of these scripts" in told
 
 
-def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect_results, "ROOT", tmp_path)
+def test_only_the_part_between_the_marks_is_written(tmp_path):
     begin, end = collect_results.BEGIN, collect_results.END
     (tmp_path / "RESULTS.md").write_text(f"before\n{begin}old\n{end}after\n")
     (tmp_path / "README.md").write_text(f"above\n{begin}old\n{end}below\n")
     run = make_run(tmp_path / "run", {"test/accuracy": 0.5})
-    collect_results.main([run], write=True)
+    collect_results.main([run], keep=True)
     for name, first, last in (("RESULTS.md", "before", "after"), ("README.md", "above", "below")):
         text = (tmp_path / name).read_text()
         assert text.startswith(f"{first}\n{begin}")
@@ -114,10 +151,20 @@ def test_the_headline_is_chosen_on_validation(tmp_path):
     for epochs, (validation, test) in reached.items():
         summary = {"val/accuracy": validation, "test/accuracy": test}
         make_run(tmp_path / str(epochs), summary, epochs=epochs, blocks=epochs)
-    text = collect_results.main([tmp_path / "1", tmp_path / "2"], write=False)
+    text = collect_results.main([tmp_path / "1", tmp_path / "2"], keep=False)
     table = text[text.index("| test accuracy, % |") :]
     assert cells(table) == [
         ["autoencoder + classifier", "**70.00** (cnn, blocks 1)", "98.18", "96"],
         ["joint", "–", "99.10", "99"],
         ["contrastive + linear", "–", "99.58", "–"],
     ]
+
+
+def test_the_tables_in_the_pages_are_those_of_the_kept_runs():
+    """No number in them was typed or changed by hand."""
+    program = [sys.executable, str(ROOT / "benchmarks" / "collect_results.py")]
+    told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    for name in ("RESULTS.md", "README.md"):
+        page = (ROOT / name).read_text()
+        between = page.split(collect_results.BEGIN)[1].split(collect_results.END)[0]
+        assert "| --- |" in between and between in told

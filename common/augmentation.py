@@ -1,4 +1,4 @@
-"""What may change without changing the label?   crops, flips, rotations, colours, in batches
+"""What may change without changing the label?   crops, flips, rotations, holes, in batches
 
 `draw` takes the random numbers of one view of a batch, on the CPU and for the global batch;
 `apply` is a pure function of images and such a draw, on the images' device:
@@ -12,15 +12,17 @@ image and equal torchvision's functional ones (`torchvision.transforms.v2.functi
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-Kind = Literal["none", "light", "contrastive"]
+from common import colours
+from common.colours import on_device_of
+
+Kind = Literal["none", "light", "cutout", "contrastive"]
 Range = tuple[float, float]
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Draw:
     offsets: Tensor | None = None  # (B,2) int64: top, left in the padded image
     margin: int = 0  # of the padding, in pixels
     reflect: bool = False  # how to pad: mirror the image, or zeros
+    centres: Tensor | None = None  # (B,2) int64: row, column of the hole's centre
+    hole: int = 0  # its side, in pixels
+    blank: float = 0.0  # what stands in it
     boxes: Tensor | None = None  # (B,4) float32: top, left, height, width in pixels
     angles: Tensor | None = None  # (B,) float32: degrees, clockwise
     shifts: Tensor | None = None  # (B,2) float32: pixels to the right, down
@@ -55,12 +60,14 @@ def draw(
     """Draw one view of `batch_size` square images, a pure function of the generator's state.
 
     "none" changes nothing. "light": colour images are padded by 1/8 of their side (4 px of 32,
-    mirrored), grey ones by 1/16 (2 px, zeros), and cut. "contrastive": colour images as in SimCLR
+    mirrored), grey ones by 1/16 (2 px, zeros), and cut. "cutout": then a square of 3/8 of the side
+    (12 px of 32) is blanked, grey or, in grey images, black (DeVries & Taylor 2017; their 16 px are
+    for ten times as many epochs). "contrastive": colour images as in SimCLR
     and SupCon (Chen et al. 2020; Khosla et al. 2020); grey ones a milder crop (a digit that fills
     its image keeps nine tenths of its ink), a rotation and a shift by up to 1/16, filled with 0.
     `flip` mirrors half of them: False where that changes the label, as with digits and letters.
     """
-    if kind not in ("none", "light", "contrastive"):
+    if kind not in get_args(Kind):
         raise ValueError(f"unknown kind of augmentation {kind!r}")
     drawn = Draw(batch_size, image_size)
     if kind == "none":
@@ -68,10 +75,15 @@ def draw(
     if flip:
         drawn = replace(drawn, flips=torch.rand(batch_size, generator=generator) < 0.5)
     shift = max(1, image_size // 16)
-    if kind == "light":
+    if kind in ("light", "cutout"):
         margin = 2 * shift if colour else shift
         offsets = torch.randint(0, 2 * margin + 1, (batch_size, 2), generator=generator)
-        return replace(drawn, offsets=offsets, margin=margin, reflect=colour)
+        drawn = replace(drawn, offsets=offsets, margin=margin, reflect=colour)
+        if kind == "light":
+            return drawn
+        centres = torch.randint(0, image_size, (batch_size, 2), generator=generator)
+        hole, blank = max(1, 3 * image_size // 8), 0.5 if colour else 0.0
+        return replace(drawn, centres=centres, hole=hole, blank=blank)
     if not colour:
         boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
         angles = _uniform((batch_size,), -15, 15, generator)
@@ -79,7 +91,7 @@ def draw(
         return replace(drawn, boxes=boxes, angles=angles, shifts=shifts)
     boxes = draw_boxes(batch_size, image_size, (0.2, 1.0), (3 / 4, 4 / 3), generator)
     jitters = torch.rand(batch_size, generator=generator) < 0.8
-    factors, order = draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
+    factors, order = colours.draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
     greys = torch.rand(batch_size, generator=generator) < 0.2
     return replace(drawn, boxes=boxes, jitters=jitters, factors=factors, order=order, greys=greys)
 
@@ -104,21 +116,6 @@ def draw_boxes(
     return torch.cat([corners.minimum(places - 1), sizes], dim=1)
 
 
-def draw_jitter(
-    batch_size: int, strength: tuple[float, float, float, float], generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw factors (B,4) float32 and the order (B,4) int64 of the four colour operations.
-
-    As in torchvision's ColorJitter: brightness, contrast and saturation uniform in
-    [max(0, 1 - s), 1 + s], hue in [-s, s] turns; every image has a permutation of its own.
-    """
-    strengths, neutral = torch.tensor(strength), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    low, high = neutral - strengths, neutral + strengths
-    low[:HUE].clamp_(min=0)
-    factors = low + (high - low) * torch.rand((batch_size, 4), generator=generator)
-    return factors, torch.rand((batch_size, 4), generator=generator).argsort(dim=1)
-
-
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
 
@@ -140,11 +137,13 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
         images = resized_crop(images, drawn.boxes, drawn.flips)
     if drawn.flips is not None and (drawn.boxes is None or drawn.angles is not None):
         images = horizontal_flip(images, drawn.flips)
+    if drawn.centres is not None:
+        images = cutout(images, drawn.centres, drawn.hole, drawn.blank)
     if drawn.jitters is not None:
-        color_jitter_(images, drawn.jitters, drawn.factors, drawn.order)
+        colours.color_jitter_(images, drawn.jitters, drawn.factors, drawn.order)
     if drawn.greys is not None:
-        rows = _to(drawn.greys.nonzero()[:, 0], images)
-        images.index_copy_(0, rows, rgb_to_grayscale(images.index_select(0, rows)))
+        rows = on_device_of(images, drawn.greys.nonzero()[:, 0])
+        images.index_copy_(0, rows, colours.rgb_to_grayscale(images.index_select(0, rows)))
     return images
 
 
@@ -155,7 +154,7 @@ def to_float(images: Tensor) -> Tensor:
 
 def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
     """Mirror the images (B,C,H,W) where flips (B,) bool is True."""
-    return torch.where(_to(flips, images).view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(on_device_of(images, flips).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def pad_and_crop(images: Tensor, offsets: Tensor, margin: int, reflect: bool) -> Tensor:
@@ -166,8 +165,22 @@ def pad_and_crop(images: Tensor, offsets: Tensor, margin: int, reflect: bool) ->
     height, width = images.shape[-2:]
     padded = F.pad(images, (margin,) * 4, mode="reflect" if reflect else "constant")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B,C,2m+1,2m+1,H,W), a view
-    top, left = _to(offsets, images).unbind(1)
+    top, left = on_device_of(images, offsets).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def cutout(images: Tensor, centres: Tensor, side: int, blank: float) -> Tensor:
+    """Blank a square about the centre (B,2) int64 (row, column) of each image, cut at its border.
+
+    It reaches from centre − side // 2 over `side` pixels (DeVries & Taylor 2017).
+    """
+    first = on_device_of(images, centres) - side // 2  # (B,2)
+    rows, columns = (torch.arange(n, device=images.device) for n in images.shape[-2:])
+    in_rows, in_columns = (
+        (places >= start[:, None]) & (places < start[:, None] + side)
+        for places, start in zip((rows, columns), first.unbind(1), strict=True)
+    )
+    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], blank)
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> Tensor:
@@ -177,13 +190,14 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
     only when a box is made smaller; the crop's border included: no pixel outside it is read.
     """
     height, width = images.shape[-2:]
-    top, left, box_height, box_width = _to(boxes, images).unsqueeze(2).unbind(1)  # (B,1) each
+    boxes = on_device_of(images, boxes).unsqueeze(2)
+    top, left, box_height, box_width = boxes.unbind(1)  # (B,1) each
     x = left + box_width * (torch.arange(width, device=images.device) + 0.5) / width - 0.5
     y = top + box_height * (torch.arange(height, device=images.device) + 0.5) / height - 0.5
     x = x.maximum(left).minimum(left + box_width - 1)  # (B,W)
     y = y.maximum(top).minimum(top + box_height - 1)  # (B,H)
     if flips is not None:  # to mirror where to look costs less than what was seen
-        x = torch.where(_to(flips, images)[:, None], x.flip(1), x)
+        x = torch.where(on_device_of(images, flips)[:, None], x.flip(1), x)
     return _sample(images, x[:, None, :], y[:, :, None])
 
 
@@ -194,12 +208,12 @@ def affine(images: Tensor, angles: Tensor, shifts: Tensor, boxes: Tensor | None 
     twice. With `boxes` (B,4) the image is first cut and enlarged, in the same resampling.
     """
     height, width = images.shape[-2:]
-    radians = torch.deg2rad(_to(angles, images))[:, None, None]  # (B,1,1)
-    shift_x, shift_y = _to(shifts, images)[:, :, None, None].unbind(1)
+    radians = torch.deg2rad(on_device_of(images, angles))[:, None, None]  # (B,1,1)
+    shift_x, shift_y = on_device_of(images, shifts)[:, :, None, None].unbind(1)
     across = torch.arange(width, device=images.device) + 0.5 - width / 2 - shift_x  # (B,1,W)
     down = (torch.arange(height, device=images.device) + 0.5 - height / 2)[:, None] - shift_y
     boxes = torch.tensor([[0.0, 0.0, height, width]]) if boxes is None else boxes
-    top, left, box_height, box_width = _to(boxes, images)[:, :, None, None].unbind(1)
+    top, left, box_height, box_width = on_device_of(images, boxes)[:, :, None, None].unbind(1)
     zoom_x, zoom_y = box_width / width, box_height / height
     # rows and columns on their own; only their sums are as large as the images
     x = left - 0.5 + zoom_x * (radians.cos() * across + width / 2) + zoom_x * radians.sin() * down
@@ -214,82 +228,3 @@ def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     grid[..., 0] = (2 * x + 1) / images.shape[3] - 1
     grid[..., 1] = (2 * y + 1) / images.shape[2] - 1
     return F.grid_sample(images, grid, align_corners=False)
-
-
-def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
-    """In place: clamp(f x + (1 - f) y), y by operation: black, the mean luminance, the luminance.
-
-    images (B,C,H,W) in [0,1]; factors (B,) >= 0; operations (B,) BRIGHTNESS, CONTRAST or SATURATION
-    for each image, so that one pass does all three. Saturation leaves 1 channel as it is.
-    """
-    factors, operations = (_to(t, images)[:, None, None] for t in (factors, operations))
-    luminance = rgb_to_grayscale(images)[:, 0]  # (B,H,W)
-    mean = luminance.mean(dim=(1, 2), keepdim=True)
-    luminance = luminance * ((1 - factors) * (operations == SATURATION))
-    luminance.add_((1 - factors) * (operations == CONTRAST) * mean)
-    return images.mul_(factors.unsqueeze(1)).add_(luminance.unsqueeze(1)).clamp_(0, 1)
-
-
-def rgb_to_grayscale(images: Tensor) -> Tensor:
-    """Luminance (ITU-R 601) in all 3 channels of images (B,3,H,W), a read-only view; 1 stays 1."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.unbind(1)
-    luminance = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-    return luminance.unsqueeze(1).expand_as(images)
-
-
-def adjust_hue_(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of images (B,3,H,W) in [0,1] by turns (B,) in [-0.5,0.5] of the colour circle.
-
-    In place. HSV's turn without HSV. With d = max - min, the hue t in (-1/2,1/2] turns from red is
-    |t| = (max - 2 min - r + g + b) / 6d, its sign that of g - b, and back again
-    r = min + d clamp(2 - |6t|), g = min + d clamp(|6t + 1| - 1), b = min + d clamp(|6t - 1| - 1),
-    clamped to [0,1]. Grey pixels (d = 0) and images with 1 channel stay what they are.
-    """
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.unbind(1)  # (B,H,W)
-    largest = torch.maximum(red, green).maximum(blue)
-    smallest = torch.minimum(red, green).minimum(blue)
-    spread = largest - smallest
-    circle = 6 * spread
-    hue = torch.sub(largest, smallest, alpha=2).sub_(red).add_(green).add_(blue)
-    hue.div_(circle.clamp(min=1e-12)).copysign_(green - blue)
-    hue.add_(_to(turns, images)[:, None, None])
-    hue.sub_(hue.round())  # in [-1/2,1/2]
-    # circle * clamp(.., 1/6, 1/3) is d * clamp(.., 1, 2), so that the 1 goes into the first term
-    low, high = smallest - spread, largest + spread
-    torch.addcmul(high, circle, hue.abs().clamp_(1 / 6, 1 / 3), value=-1, out=red)
-    torch.addcmul(low, circle, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=green)
-    torch.addcmul(low, circle, hue.sub_(1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=blue)
-    return images.clamp_(0, 1)  # rounding leaves [0,1] by 1e-7
-
-
-def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """In place: brightness, contrast, saturation, hue in each image's order, where jitters is True.
-
-    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, on the
-    CPU: their values decide which rows go where, and the device is not made to wait for it.
-    """
-    # Hue, the costly one, is done once for all. Sorted by the step at which it comes, the images
-    # that have a k-th operation before it are the first ones, those that have it after it the rest.
-    hue_step = (order == HUE).int().argmax(dim=1)
-    rows = hue_step.argsort(descending=True)
-    rows = rows[jitters[rows]]
-    ends = [int((hue_step[rows] > step).sum()) for step in range(3)]
-    others = order[rows][order[rows] != HUE].view(-1, 3)  # (n,3), in their order
-    turns, factors = factors[rows, HUE], factors[rows].gather(1, others)
-    rows, turns, factors, others = (_to(t, images) for t in (rows, turns, factors, others))
-    chosen = images.index_select(0, rows)
-    for step, end in enumerate(ends):  # blend before hue, then after it
-        blend_(chosen[:end], factors[:end, step], others[:end, step])
-    adjust_hue_(chosen, turns)
-    for step, end in enumerate(ends):
-        blend_(chosen[end:], factors[end:, step], others[end:, step])
-    return images.index_copy_(0, rows, chosen)
-
-
-def _to(tensor: Tensor, images: Tensor) -> Tensor:
-    # not blocking: otherwise each of these small copies would wait for all the device's work
-    return tensor.to(images.device, non_blocking=True)

@@ -1,6 +1,7 @@
 """Does every operation equal torchvision's, and is every draw a pure function of its seed?"""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torchvision.transforms.v2.functional as reference
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode
 
-from common import augmentation
+from common import augmentation, colours
 
 SIZE = 32
 COLOURS = torch.tensor(
@@ -72,10 +73,10 @@ def test_each_colour_operation_equals_torchvision(name, channels):
         factors, extremes = uniform(0, 3, 200), torch.tensor([0.0, 1.0, 2.0, 0.5, 10.0])
     factors[: 10 * len(extremes)] = extremes.repeat(10)
     if name == "hue":
-        actual = augmentation.adjust_hue_(images.clone(), factors)
+        actual = colours.adjust_hue_(images.clone(), factors)
     else:
-        operation = torch.full((200,), getattr(augmentation, name.upper()))
-        actual = augmentation.blend_(images.clone(), factors, operation)
+        operation = torch.full((200,), getattr(colours, name.upper()))
+        actual = colours.blend_(images.clone(), factors, operation)
     expected = one_by_one(getattr(reference, f"adjust_{name}"), images, factors.tolist())
     assert_equal(actual, expected)
 
@@ -84,9 +85,9 @@ def test_colours_alone_leave_the_callers_images_alone():
     images = pictures(30)
     before = images.clone()
     everybody = torch.ones(30, dtype=torch.bool)
-    factors, order = augmentation.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
-    colours = {"jitters": everybody, "factors": factors, "order": order, "greys": everybody}
-    drawn = augmentation.Draw(30, images.shape[-1], **colours)
+    factors, order = colours.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
+    chosen = {"jitters": everybody, "factors": factors, "order": order, "greys": everybody}
+    drawn = augmentation.Draw(30, images.shape[-1], **chosen)
     assert not torch.equal(augmentation.apply(images, drawn), before)
     assert torch.equal(images, before)
 
@@ -94,14 +95,14 @@ def test_colours_alone_leave_the_callers_images_alone():
 def test_grey_equals_torchvision():
     images = pictures(10)
     assert_equal(
-        augmentation.rgb_to_grayscale(images), reference.rgb_to_grayscale(images, 3), tolerance=0
+        colours.rgb_to_grayscale(images), reference.rgb_to_grayscale(images, 3), tolerance=0
     )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colour_jitter_equals_torchvision_in_each_images_own_order(channels):
     images = pictures(300, channels)
-    factors, order = augmentation.draw_jitter(300, (0.8, 0.8, 0.8, 0.5), seeded())
+    factors, order = colours.draw_jitter(300, (0.8, 0.8, 0.8, 0.5), seeded())
     jitters = torch.rand(300, generator=seeded(3)) < 0.8
     operations = [
         reference.adjust_brightness,
@@ -117,12 +118,12 @@ def test_colour_jitter_equals_torchvision_in_each_images_own_order(channels):
 
     assert len(set(map(tuple, order.tolist()))) == math.factorial(4)
     expected = one_by_one(jitter, images, jitters.tolist(), factors.tolist(), order.tolist())
-    actual = augmentation.color_jitter_(images.clone(), jitters, factors, order)
+    actual = colours.color_jitter_(images.clone(), jitters, factors, order)
     assert_equal(actual, expected, tolerance=1e-5)
     assert torch.equal(actual[~jitters], images[~jitters])
     assert (actual - images)[jitters].abs().mean() > 0.1
     nobody = torch.zeros(300, dtype=torch.bool)
-    actual = augmentation.color_jitter_(images.clone(), nobody, factors, order)
+    actual = colours.color_jitter_(images.clone(), nobody, factors, order)
     assert torch.equal(actual, images)
 
 
@@ -193,7 +194,21 @@ def test_flip_and_to_float_equal_torchvision():
     assert_equal(augmentation.to_float(every_byte), expected, tolerance=1e-7)
 
 
-CASES = [(kind, flip, colour) for kind in ("none", "light", "contrastive")
+@pytest.mark.parametrize("side", [1, 4, 5, 30])
+def test_cutout_equals_torchvisions_erase(side):
+    images = pictures(144)
+    centres = torch.cartesian_prod(torch.arange(12), torch.arange(12))
+
+    def erased(image, centre):  # which takes no square that leaves the image
+        first, last = (centre - side // 2).clamp(min=0), (centre - side // 2 + side).clamp(max=12)
+        blank = torch.tensor(0.5)
+        return reference.erase(image, *first.tolist(), *(last - first).tolist(), blank)
+
+    expected = one_by_one(erased, images, centres)
+    assert torch.equal(augmentation.cutout(images, centres, side, 0.5), expected)
+
+
+CASES = [(kind, flip, colour) for kind in get_args(augmentation.Kind)
          for flip in (False, True) for colour in (False, True)]  # fmt: skip
 
 
@@ -241,9 +256,9 @@ def test_strength_zero_changes_nothing():
     assert_equal(augmentation.resized_crop(images, boxes), images, tolerance=1e-5)
     still = torch.zeros(40)
     assert_equal(augmentation.affine(images, still, torch.zeros(40, 2)), images, tolerance=1e-5)
-    factors, order = augmentation.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
+    factors, order = colours.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
     everybody = torch.ones(40, dtype=torch.bool)
-    actual = augmentation.color_jitter_(images.clone(), everybody, factors, order)
+    actual = colours.color_jitter_(images.clone(), everybody, factors, order)
     assert_equal(actual, images)
 
 
@@ -312,7 +327,7 @@ def test_draws_follow_their_distributions():
 
 
 def test_factors_are_never_negative():
-    factors, _ = augmentation.draw_jitter(1000, (2.0, 3.0, 4.0, 0.5), seeded())
+    factors, _ = colours.draw_jitter(1000, (2.0, 3.0, 4.0, 0.5), seeded())
     assert factors[:, :3].min() >= 0 and (factors[:, 3].abs() <= 0.5).all()
     assert (factors.amax(dim=0) > torch.tensor([2.9, 3.9, 4.8, 0.49])).all()
 
@@ -349,6 +364,22 @@ def test_light_offsets_reach_every_place():
         drawn = augmentation.draw("light", 2000, SIZE, seeded(), flip=False, colour=colour)
         assert drawn.flips is None and drawn.margin == margin and drawn.reflect == colour
         assert set(drawn.offsets.flatten().tolist()) == set(range(2 * margin + 1))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_cutout_is_light_with_one_hole_anywhere(colour):
+    images = torch.full((5000, 3 if colour else 1, SIZE, SIZE), 0.8)
+    drawn = augmentation.draw("cutout", 5000, SIZE, seeded(), flip=False, colour=colour)
+    light = augmentation.draw("light", 5000, SIZE, seeded(), flip=False, colour=colour)
+    assert torch.equal(drawn.offsets, light.offsets)
+    assert drawn.centres.amin() == 0 and drawn.centres.amax() == SIZE - 1
+    changed, whole = (augmentation.apply(images, d) for d in (drawn, light))
+    holes = (changed != whole).all(dim=1)  # (B,S,S)
+    assert (changed[:, 0][holes] == (0.5 if colour else 0)).all()
+    assert torch.equal(changed[:, 0][~holes], whole[:, 0][~holes])
+    sides = holes.any(dim=2).sum(1), holes.any(dim=1).sum(1)
+    assert 10 <= holes.sum(dim=(1, 2)).float().sqrt().mean() <= 12
+    assert max(side.max() for side in sides) == 12 and min(side.min() for side in sides) <= 6
 
 
 def test_what_does_not_fit_together_is_refused():

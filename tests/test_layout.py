@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "files", "runtime", "health", "memory"}
 ALLOWED = {
+    "augmentation": GROUND | {"colours"},
     "evaluation": GROUND | {"probes", "neighbours", "geometry", "plots"},
     "folders": GROUND | {"decoding"},
     "comparison": GROUND | {"evaluation", "probes", "neighbours", "geometry", "robustness"},

@@ -77,7 +77,10 @@ def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_
     first = make_run(tmp_path / "run", {"test/accuracy": 0.7}, seed=0, data_dir="/home/me/mnist")
     kept = collect_results.KEPT
     (tmp_path / "RESULTS.md").write_text(collect_results.BEGIN + collect_results.END)
-    (tmp_path / "README.md").write_text(collect_results.BEGIN + collect_results.END)
+    marks = collect_results.RECIPES_BEGIN, collect_results.RECIPES_END
+    (tmp_path / "README.md").write_text(
+        collect_results.BEGIN + collect_results.END + "".join(marks)
+    )
     collect_results.main([first], keep=True)
     shutil.rmtree(first)
     assert cells(collect_results.main([], keep=False))[0][2] == "70.00"
@@ -136,14 +139,19 @@ def test_what_saw_no_test_images_is_no_row(tmp_path, capsys):
 def test_only_the_part_between_the_marks_is_written(tmp_path):
     begin, end = collect_results.BEGIN, collect_results.END
     (tmp_path / "RESULTS.md").write_text(f"before\n{begin}old\n{end}after\n")
-    (tmp_path / "README.md").write_text(f"above\n{begin}old\n{end}below\n")
+    recipes = collect_results.RECIPES_BEGIN, collect_results.RECIPES_END
+    other = f"between\n{recipes[0]}{recipes[1]}below\n"
+    (tmp_path / "README.md").write_text(f"above\n{begin}old\n{end}{other}")
     run = make_run(tmp_path / "run", {"test/accuracy": 0.5})
     collect_results.main([run], keep=True)
     for name, first, last in (("RESULTS.md", "before", "after"), ("README.md", "above", "below")):
         text = (tmp_path / name).read_text()
         assert text.startswith(f"{first}\n{begin}")
-        assert text.endswith(f"{end}{last}\n")
+        assert f"{end}{'between' if name == 'README.md' else 'after'}\n" in text
+        assert text.endswith(f"{last}\n")
         assert "50.00" in text and "old" not in text
+    block = text.split(recipes[0])[1].split(recipes[1])[0]
+    assert "# MNIST, autoencoder + classifier: 50.00 % in 3 min\npython train_ae.py" in block
 
 
 def test_the_headline_is_chosen_on_validation(tmp_path):
@@ -164,7 +172,12 @@ def test_the_tables_in_the_pages_are_those_of_the_kept_runs():
     """No number in them was typed or changed by hand."""
     program = [sys.executable, str(ROOT / "benchmarks" / "collect_results.py")]
     told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    for name in ("RESULTS.md", "README.md"):
-        page = (ROOT / name).read_text()
-        between = page.split(collect_results.BEGIN)[1].split(collect_results.END)[0]
-        assert "| --- |" in between and between in told
+    tables = collect_results.BEGIN, collect_results.END
+    recipes = collect_results.RECIPES_BEGIN, collect_results.RECIPES_END
+    for name, (begin, end) in (
+        ("RESULTS.md", tables),
+        ("README.md", tables),
+        ("README.md", recipes),
+    ):
+        between = (ROOT / name).read_text().split(begin)[1].split(end)[0]
+        assert between.count("\n") > 5 and between in told

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from math import nan
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,20 @@ PEERS = {
     (JPEG_COPY, "joint"): "94.9",  # plus-rkwitt/py_supcon_vs_ce
     (JPEG_COPY, "supcon"): "94.8",  # the same
 }
+# What this project aims at: data, method, encoder (and whether it has residual blocks), what is
+# measured, the goal on two CPU cores, and that on a GPU. Errors are shares of PCA's.
+GOALS = (
+    ("MNIST", "ae", "cnn", None, "test/accuracy", 99.3, None),
+    ("MNIST", "ae", "cnn", None, "test/mse", 0.5, None),
+    ("MNIST", "joint", "cnn", None, "test/accuracy", 99.7, None),
+    ("MNIST", "supcon", "cnn", None, "test/accuracy", 99.75, None),
+    (JPEG_COPY, "ae", "cnn", None, "test/accuracy", 66, None),
+    (JPEG_COPY, "ae", "cnn", None, "test/mse", 1, None),
+    (JPEG_COPY, "joint", "cnn", False, "test/accuracy", 81, None),
+    (JPEG_COPY, "joint", "cnn", True, "test/accuracy", 89, None),
+    (JPEG_COPY, "joint", "resnet18", None, "test/accuracy", 93, 95.5),
+    (JPEG_COPY, "supcon", "resnet18", None, "test/accuracy", 91, 96.0),
+)
 SHOWN = ("MNIST", JPEG_COPY)  # in README.md
 METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contrastive + linear"}
 PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy", "pca/accuracy")
@@ -90,7 +105,7 @@ def main(folders: list[Path], keep: bool) -> str:
         lines = [command(found[0]) for (data, _, _), found in groups.items() if data == title]
         text += "\nThe commands, row by row:\n\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
-    text += "\n"
+    text += "\n### Goals\n\n" + goals(groups) + "\n"
     best = chosen(groups)
     short, lines = headline(best), recipes(best)
     if keep:
@@ -128,6 +143,35 @@ def headline(best: dict[tuple[str, str], list[dict]]) -> str:
             ]
         rows.append(row)
     return "\n" + markdown(tuple(columns), rows) + "\n"
+
+
+def goals(groups: dict[tuple, list[dict]]) -> str:
+    """What was aimed at beside what the setting that validation likes best reaches."""
+    rows = []
+    for title, method, encoder, blocks, measure, goal, on_gpu in GOALS:
+        fitting = [
+            runs
+            for (data, kind, _), runs in groups.items()
+            if (data, kind, runs[0]["settings"]["encoder"]) == (title, method, encoder)
+            and blocks in (None, bool(runs[0]["settings"]["blocks"]))
+        ]
+        runs = max(fitting, key=on_validation, default=[])
+        aim, reached = f"≥ {goal} %", "not run"
+        if measure == "test/mse":
+            aim = f"MSE ≤ {goal} × PCA's"
+        if runs and measure == "test/mse":
+            errors = [
+                [run["summary"].get(name, nan) for name in (measure, "pca/mse")] for run in runs
+            ]
+            reached = f"{spread([own / line for own, line in errors], 2)} ×"
+        elif runs:
+            reached = f"{score(runs, measure)} %"
+        network = {None: encoder, False: f"{encoder}, no blocks", True: f"{encoder}, blocks"}[
+            blocks
+        ]
+        gpu = "–" if on_gpu is None else f"≥ {on_gpu} %: not run"
+        rows.append([title, method, network, aim, reached, gpu])
+    return markdown(("data", "method", "encoder", "goal", "reached", "goal on a GPU"), rows)
 
 
 def recipes(best: dict[tuple[str, str], list[dict]]) -> str:
@@ -208,7 +252,7 @@ def encoder_of(runs: list[dict]) -> str:
 
 def score(runs: list[dict], key: str) -> str:
     """A share of the summaries in per cent, two digits."""
-    return spread([100 * run["summary"].get(key, float("nan")) for run in runs], 2)
+    return spread([100 * run["summary"].get(key, nan) for run in runs], 2)
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -222,7 +266,7 @@ def spread(values: list[float], digits: int) -> str:
 def with_line(runs: list[dict], name: str) -> str:
     """The error of reconstruction and, in brackets, that of PCA of the same size."""
     own, line = (
-        spread([run["summary"].get(f"{group}/{name}", float("nan")) for run in runs], 5)
+        spread([run["summary"].get(f"{group}/{name}", nan) for run in runs], 5)
         for group in ("test", "pca")
     )
     return own if line == "–" or own == "–" else f"{own} ({line})"

@@ -154,6 +154,20 @@ def test_only_the_part_between_the_marks_is_written(tmp_path):
     assert "# MNIST, autoencoder + classifier: 50.00 % in 3 min\npython train_ae.py" in block
 
 
+def test_goals_stand_beside_what_validation_chose(tmp_path):
+    reached = {8: (0.9, 0.992, 0.2), 16: (0.8, 0.999, 0.1)}  # width: validation, test, MSE
+    for width, (validation, test, error) in reached.items():
+        summary = {"val/accuracy": validation, "test/accuracy": test}
+        summary |= {"test/mse": error, "pca/mse": 0.25}
+        make_run(tmp_path / str(width), summary, width=width)
+    text = collect_results.main([tmp_path / "8", tmp_path / "16"], keep=False)
+    rows = cells(text[text.index("### Goals") :])
+    assert ["MNIST", "ae", "cnn", "≥ 99.3 %", "99.20 %", "–"] in rows
+    assert ["MNIST", "ae", "cnn", "MSE ≤ 0.5 × PCA's", "0.80 ×", "–"] in rows
+    copy = collect_results.JPEG_COPY
+    assert [copy, "joint", "resnet18", "≥ 93 %", "not run", "≥ 95.5 %: not run"] in rows
+
+
 def test_the_headline_is_chosen_on_validation(tmp_path):
     reached = {1: (0.9, 0.7), 2: (0.8, 0.95)}  # epochs: accuracy on validation, on test
     for epochs, (validation, test) in reached.items():

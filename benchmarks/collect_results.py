@@ -13,6 +13,7 @@ Folders that hold no finished run, or one that left the test images unseen, are 
 import argparse
 import dataclasses
 import json
+import shlex
 import statistics
 import sys
 from math import nan
@@ -39,6 +40,7 @@ JPEG_COPY = "CIFAR-10 (JPEG copy)"
 FOLDERS = {
     "f5185bf6aa18a38c76e009464d6ecc90d0fd87879e61dfba555acd1791a14de8": JPEG_COPY,
 }
+IN_COMMANDS = {JPEG_COPY: "cifar10-images"}  # what such a folder is called in a command line
 TITLES = {
     "digits": "Digits (scikit-learn)",
     "mnist": "MNIST",
@@ -273,7 +275,7 @@ def with_line(runs: list[dict], name: str) -> str:
 
 
 def command(run: dict) -> str:
-    """The command line of this run but for its seed: what differs from the defaults."""
+    """The command line of this run but for its seed: data, and what differs from the defaults."""
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
     own = {name: run["settings"].get(name, default) for name, default in defaults.items()}
@@ -282,6 +284,9 @@ def command(run: dict) -> str:
         for name, value in own.items()
         if name not in NOT_IN_A_COMMAND and value != defaults[name]
     ]
+    if own["dataset"] == "folder":
+        name = IN_COMMANDS.get(run["data"], run["data"].removeprefix("Folder "))
+        words.insert(1, f"--data_dir {shlex.quote(name)}")
     return " ".join(["python", f"{script.__name__}.py", *words])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,13 @@ def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
     config = parse(train_ae.Config, words[2:])
     stored = json.loads((folder / "config.json").read_text())["settings"]
     assert dataclasses.asdict(config) == stored
+
+
+def test_the_command_of_a_folder_names_it(tmp_path):
+    folder = make_run(tmp_path / "run", {}, dataset="folder", data_dir="/home/me/my pets")
+    line = collect_results.command(collect_results.read_run(folder))
+    config = parse(train_ae.Config, shlex.split(line)[2:])
+    assert (config.dataset, str(config.data_dir)) == ("folder", "my pets")
 
 
 def test_what_is_no_finished_run_is_named(tmp_path, capsys):

@@ -150,7 +150,12 @@ def place(tmp_path_factory):
         (batches / name).write_bytes(pickle.dumps(batch))
     names = {"label_names": [f"class {n}" for n in range(10)]}
     (batches / "batches.meta").write_bytes(pickle.dumps(names))
-    folders = [f"pets/{part}/{kind}" for part in ("train", "test") for kind in ("cat", "dog")]
+    folders = [
+        f"{name}/{part}/{kind}"
+        for name in ("pets", "cifar10-images")
+        for part in ("train", "test")
+        for kind in ("cat", "dog")
+    ]
     for folder in (*folders, "scans"):
         (here / folder).mkdir(parents=True)
         shape = (30, 40) if folder == "scans" else (30, 40, 3)

@@ -228,8 +228,7 @@ def read_run(folder: Path) -> dict | None:
 
 def row_of(runs: list[dict]) -> list[str]:
     """One row of the table: runs of equal settings but for the seed."""
-    settings, facts, method = runs[0]["settings"], runs[0]["facts"], runs[0]["method"]
-    precision = facts.get("mixed_precision", facts.get("precision"))  # its name in early runs
+    settings, method = runs[0]["settings"], runs[0]["method"]
     return [
         method,
         encoder_of(runs),
@@ -241,8 +240,15 @@ def row_of(runs: list[dict]) -> list[str]:
         str(len(runs)),
         str(settings["epochs"]),
         f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min",
-        {"no": "float32"}.get(precision, precision),
+        ", ".join(sorted({precision_of(run) for run in runs})),
     ]  # fmt: skip
+
+
+def precision_of(run: dict) -> str:
+    """What `--precision` came to on the hardware of this run."""
+    facts = run["facts"]
+    precision = facts.get("mixed_precision", facts.get("precision"))  # its name in early runs
+    return {"no": "float32"}.get(precision, precision)
 
 
 def encoder_of(runs: list[dict]) -> str:
@@ -294,7 +300,8 @@ def surroundings(runs: list[dict]) -> str:
     """Hardware, versions, commits and seeds of the runs of one table, each said once."""
 
     def each(name: str) -> str:
-        return ", ".join(sorted({str(run["facts"].get(name)) for run in runs}))
+        values = (str(run["facts"].get(name)).split(" or ") for run in runs)  # "1 or 2" threads
+        return " or ".join(sorted({value for several in values for value in several}))
 
     seeds = ", ".join(sorted({str(run["settings"]["seed"]) for run in runs}))
     return (

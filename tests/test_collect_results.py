@@ -74,6 +74,18 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
 
+def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
+    runs = [make_run(tmp_path / f"run{seed}", {}, seed=seed) for seed in range(2)]
+    config = json.loads((runs[1] / "config.json").read_text())
+    other = {"device": "b CPU, 2 cores", "threads": "1 or 2", "mixed_precision": "bf16"}
+    config["facts"] |= other
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    text = collect_results.main(runs, keep=False)
+    ((*_, precision),) = cells(text)
+    assert precision == "bf16, float32"
+    assert "a CPU, 2 cores or b CPU, 2 cores; 1 or 2 threads" in text
+
+
 def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_path):
     first = make_run(tmp_path / "run", {"test/accuracy": 0.7}, seed=0, data_dir="/home/me/mnist")
     kept = collect_results.KEPT

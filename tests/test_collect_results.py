@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import train_ae
+import train_joint
 from common.config import parse
 from common.errors import UserError
 
@@ -53,6 +54,11 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+def named(text: str) -> list[dict[str, str]]:
+    """The rows of a data set's table, by the names of the columns."""
+    return [dict(zip(collect_results.COLUMNS, row, strict=True)) for row in cells(text)]
+
+
 def test_seeds_of_one_setting_are_one_row(tmp_path):
     reached = [0.97, 0.99, 0.98]
     runs = [
@@ -62,15 +68,15 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     other = make_run(tmp_path / "other", {"test/accuracy": 0.5}, latent_dim=8, test=True)
     text = collect_results.main([*runs, other], keep=False)
     assert "### MNIST" in text
-    narrow, wide = sorted(cells(text), key=lambda row: row[2])
-    names = dict(zip(collect_results.COLUMNS, wide, strict=True))
-    assert names["classifier %"] == "98.00 ± 1.00"
-    assert (names["n"], names["training"], names["report %"]) == ("3", "3 min", "98.18")
-    assert names["MSE (PCA)"] == "0.10000 ± 0.00000"
-    assert (names["linear %"], names["MAE (PCA)"]) == ("–", "–")
-    assert narrow[2] == "50.00"
-    assert "\npython train_ae.py --dataset mnist --latent_dim 8 --epochs 4\n" in text
-    assert (names["classifier on PCA %"], names["peer %"]) == ("–", "96")
+    wide, narrow = named(text)
+    assert (wide["row"], narrow["row"]) == ("1", "2")
+    assert wide["classifier %"] == "98.00 ± 1.00"
+    assert (wide["n"], wide["encoder training"], wide["report %"]) == ("3", "3 min", "98.18")
+    assert wide["MSE (PCA)"] == "0.10000 ± 0.00000"
+    assert (wide["linear %"], wide["MAE (PCA)"]) == ("–", "–")
+    assert (narrow["classifier %"], narrow["latents"], wide["latents"]) == ("50.00", "8", "128")
+    assert "\n# row 2\npython train_ae.py --dataset mnist --latent_dim 8 --epochs 4\n" in text
+    assert (wide["classifier on PCA %"], wide["peer %"]) == ("–", "96")
     assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
 
 
@@ -81,8 +87,8 @@ def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
     config["facts"] |= other
     (runs[1] / "config.json").write_text(json.dumps(config))
     text = collect_results.main(runs, keep=False)
-    ((*_, precision),) = cells(text)
-    assert precision == "bf16, float32"
+    (row,) = named(text)
+    assert row["precision"] == "bf16, float32"
     assert "a CPU, 2 cores or b CPU, 2 cores; 1 or 2 threads" in text
 
 
@@ -96,17 +102,42 @@ def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_
     )
     collect_results.main([first], keep=True)
     shutil.rmtree(first)
-    assert cells(collect_results.main([], keep=False))[0][2] == "70.00"
+    assert named(collect_results.main([], keep=False))[0]["classifier %"] == "70.00"
     assert "/home/me" not in kept.read_text()
 
     second = make_run(tmp_path / "second", {"test/accuracy": 0.9}, seed=1)
     text = collect_results.main([second], keep=False)
-    assert cells(text)[0][2] == "80.00 ± 14.14"
+    assert named(text)[0]["classifier %"] == "80.00 ± 14.14"
     assert len(kept.read_text().splitlines()) == 1  # shown, not kept
     again = make_run(tmp_path / "again", {"test/accuracy": 0.8}, seed=0)
     collect_results.main([again, second], keep=True)
-    assert cells(collect_results.main([], keep=False))[0][2] == "85.00 ± 7.07"
+    assert named(collect_results.main([], keep=False))[0]["classifier %"] == "85.00 ± 7.07"
     assert len(kept.read_text().splitlines()) == 2
+
+
+def test_cross_entropy_alone_is_a_yardstick_and_not_the_joint_method(tmp_path):
+    copy = next(iter(collect_results.FOLDERS))
+    for weight, reached in ((1.0, 0.8), (0.0, 0.9)):
+        summary = {"val/accuracy": reached, "test/accuracy": reached}
+        folder = make_run(tmp_path / str(weight), summary, dataset="folder")
+        settings = dataclasses.asdict(train_joint.Config(dataset="folder", mae_weight=weight))
+        config = json.loads((folder / "config.json").read_text())
+        config["facts"] |= {"method": "joint", "fingerprint": copy}
+        (folder / "config.json").write_text(json.dumps(config | {"settings": settings}))
+    text = collect_results.main([tmp_path / "1.0", tmp_path / "0.0"], keep=False)
+    assert {row["method"]: row["classifier %"] for row in named(text)} == {
+        "joint": "80.00",
+        "cross-entropy": "90.00",
+    }
+    short = cells(text[text.index("| test accuracy, % |") :])
+    assert short[1][:2] == ["joint", "**80.00** (cnn; n = 1)"]
+    assert not any("90.00" in cell for row in short for cell in row)
+
+
+def test_the_latents_of_a_contrastive_row_are_all_that_its_classifier_reads():
+    network = {"image_size": 32, "width": 16, "blocks": 0}
+    assert collect_results.latents_of({"settings": {"encoder": "resnet18", **network}}) == 8 * 16
+    assert collect_results.latents_of({"settings": {"encoder": "cnn", **network}}) == 64 * 4 * 4
 
 
 def test_a_run_from_before_a_flag_existed_had_its_default(tmp_path):
@@ -150,7 +181,7 @@ def test_what_saw_no_test_images_is_no_row(tmp_path, capsys):
     for name in ("config.json", "summary.json"):
         (compared / name).write_text("{}")
     text = collect_results.main([tested, swept, compared], keep=False)
-    assert len(cells(text)) == 1 and "**80.00** (cnn)" in text
+    assert len(cells(text)) == 1 and "**80.00** (cnn; n = 1)" in text
     told = capsys.readouterr().err
     assert f"left out: {swept} left the test images unseen" in told
     assert f"left out: {compared} is not a run of these scripts" in told
@@ -171,7 +202,10 @@ def test_only_the_part_between_the_marks_is_written(tmp_path):
         assert text.endswith(f"{last}\n")
         assert "50.00" in text and "old" not in text
     block = text.split(recipes[0])[1].split(recipes[1])[0]
-    assert "# MNIST, autoencoder + classifier: 50.00 % in 3 min\npython train_ae.py" in block
+    assert (
+        "# MNIST, autoencoder + classifier: 50.00 %, n = 1; encoder 3 min\npython train_ae.py"
+        in block
+    )
 
 
 def test_goals_stand_beside_what_validation_chose(tmp_path):
@@ -196,7 +230,7 @@ def test_the_headline_is_chosen_on_validation(tmp_path):
     text = collect_results.main([tmp_path / "1", tmp_path / "2"], keep=False)
     table = text[text.index("| test accuracy, % |") :]
     assert cells(table) == [
-        ["autoencoder + classifier", "**70.00** (cnn, blocks 1)", "98.18", "96"],
+        ["autoencoder + classifier", "**70.00** (cnn, blocks 1; n = 1)", "98.18", "96"],
         ["joint", "–", "99.10", "99"],
         ["contrastive + linear", "–", "99.58", "–"],
     ]

@@ -200,12 +200,15 @@ def on_validation(runs: list[dict]) -> float:
 
 
 def identity(run: dict) -> tuple:
-    """Data, method and flags; and the seed. Flags that a run did not know yet had their default."""
-    defaults = dataclasses.asdict(SCRIPTS[run["method"]].Config())
-    flags = {**defaults, **run["settings"]}
-    flags = {name: value for name, value in flags.items() if name not in NOT_IN_A_COMMAND}
+    """Data, method and flags; and the seed."""
+    flags = {k: v for k, v in flags_of(run).items() if k not in NOT_IN_A_COMMAND}
     seed = run["settings"]["seed"]
     return run["data"], kind_of(run), json.dumps(flags, sort_keys=True), seed
+
+
+def flags_of(run: dict) -> dict:
+    """All flags of a run; those that it did not know yet had their default."""
+    return dataclasses.asdict(SCRIPTS[run["method"]].Config()) | run["settings"]
 
 
 def kind_of(run: dict) -> str:
@@ -213,7 +216,7 @@ def kind_of(run: dict) -> str:
 
     That is the yardstick for the two other losses, never the joint row of the short table.
     """
-    alone = run["method"] == "joint" and run["settings"]["mae_weight"] == 0
+    alone = run["method"] == "joint" and flags_of(run)["mae_weight"] == 0
     return "cross-entropy" if alone else run["method"]
 
 

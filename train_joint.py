@@ -63,7 +63,7 @@ class Config:
     # Loss
     mae_weight: NonNegative = 1.0  # of MAE(softmax, one-hot) beside cross-entropy
     label_smoothing: Fraction = 0.0  # of cross-entropy
-    augment: augmentation.Kind = "light"  # light: shifts; cutout: a hole, too; contrastive: colours
+    augment: augmentation.Kind = "light"  # light: shifts; cutout: a hole, too; affine: turn, zoom
     flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
     # Optimisation
     epochs: Count = 20  # passes over the training images

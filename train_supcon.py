@@ -66,7 +66,7 @@ class Config:
     temperature: Positive = 0.1  # T: lower looks harder at the nearest negatives
     supervised: bool = True  # False: only views of one image are positives (SimCLR)
     views: Count = 2  # random views of each image
-    augment: augmentation.Kind = "contrastive"  # light: shifts; cutout: a hole, too
+    augment: augmentation.Kind = "contrastive"  # light: shifts; cutout: hole; affine: turn, zoom
     flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
     # Optimisation
     epochs: Count = 20  # passes over the training images

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from common import colours
 from common.colours import on_device_of
 
-Kind = Literal["none", "light", "cutout", "contrastive"]
+Kind = Literal["none", "light", "cutout", "affine", "contrastive"]
 Range = tuple[float, float]
 
 
@@ -62,9 +62,11 @@ def draw(
     "none" changes nothing. "light": colour images are padded by 1/8 of their side (4 px of 32,
     mirrored), grey ones by 1/16 (2 px, zeros), and cut. "cutout": then a square of 3/8 of the side
     (12 px of 32) is blanked, grey or, in grey images, black (DeVries & Taylor 2017; their 16 px are
-    for ten times as many epochs). "contrastive": colour images as in SimCLR
-    and SupCon (Chen et al. 2020; Khosla et al. 2020); grey ones a milder crop (a digit that fills
-    its image keeps nine tenths of its ink), a rotation and a shift by up to 1/16, filled with 0.
+    for ten times as many epochs). "affine": zoomed about the middle, in as often as out (0.7 to
+    1/0.7 of the area, sides up to 5:4), turned by up to 15 degrees and shifted by up to 1/16,
+    filled with 0. "contrastive": colour images as in SimCLR and SupCon (Chen et al. 2020; Khosla et
+    al. 2020); grey ones a milder crop (a digit that fills its image keeps nine tenths of its ink),
+    turned and shifted as above.
     `flip` mirrors half of them: False where that changes the label, as with digits and letters.
     """
     if kind not in get_args(Kind):
@@ -84,8 +86,11 @@ def draw(
         centres = torch.randint(0, image_size, (batch_size, 2), generator=generator)
         hole, blank = max(1, 3 * image_size // 8), 0.5 if colour else 0.0
         return replace(drawn, centres=centres, hole=hole, blank=blank)
-    if not colour:
-        boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
+    if kind == "affine" or not colour:
+        if kind == "affine":
+            boxes = draw_zooms(batch_size, image_size, (0.7, 1 / 0.7), (0.8, 1.25), generator)
+        else:
+            boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
         angles = _uniform((batch_size,), -15, 15, generator)
         shifts = _uniform((batch_size, 2), -shift, shift, generator)
         return replace(drawn, boxes=boxes, angles=angles, shifts=shifts)
@@ -114,6 +119,19 @@ def draw_boxes(
     places = image_size - sizes + 1
     corners = (torch.rand((batch_size, 2), generator=generator) * places).floor()
     return torch.cat([corners.minimum(places - 1), sizes], dim=1)
+
+
+def draw_zooms(
+    batch_size: int, image_size: int, scale: Range, ratio: Range, generator: Generator
+) -> Tensor:
+    """Draw boxes (B,4) float32 about the image's middle, larger than it where `scale` is above 1.
+
+    Area and width by height are log-uniform: with limits s and 1/s as many images grow as shrink.
+    """
+    limits = ((math.log(low), math.log(high)) for low, high in (scale, ratio))
+    area, aspect = (_uniform((batch_size,), *pair, generator).exp() for pair in limits)
+    sizes = image_size * torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1)
+    return torch.cat([(image_size - sizes) / 2, sizes], dim=1)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:

@@ -262,7 +262,7 @@ def test_strength_zero_changes_nothing():
     assert_equal(actual, images)
 
 
-@pytest.mark.parametrize("kind", ["light", "contrastive"])
+@pytest.mark.parametrize("kind", ["light", "affine", "contrastive"])
 @pytest.mark.parametrize("colour", [False, True])
 def test_only_flip_mirrors(kind, colour):
     # dark to the left, bright to the right: only a mirror can turn the slope round
@@ -280,7 +280,9 @@ def test_only_flip_mirrors(kind, colour):
     assert 0.4 < mirrored < 0.6 and mirrored + plain > 0.99
 
 
-@pytest.mark.parametrize("kind, kept, least", [("light", 0.95, 0.8), ("contrastive", 0.85, 0.6)])
+@pytest.mark.parametrize(
+    "kind, kept, least", [("light", 0.95, 0.8), ("affine", 0.92, 0.65), ("contrastive", 0.85, 0.6)]
+)
 def test_digits_keep_background_and_ink(kind, kept, least):
     images = digits()
     drawn = augmentation.draw(kind, len(images), SIZE, seeded(), flip=False, colour=False)
@@ -338,6 +340,27 @@ def test_grey_images_are_turned_and_shifted_a_little():
     for values, limit in [(drawn.angles, 15), (drawn.shifts, 2)]:
         assert -limit <= values.min() < -0.99 * limit and 0.99 * limit < values.max() <= limit
         assert abs(values.mean()) < 0.05 * limit
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_affine_zooms_in_and_out_alike_about_the_middle(colour):
+    drawn = augmentation.draw("affine", 5000, SIZE, seeded(), flip=False, colour=colour)
+    assert drawn.jitters is None and drawn.greys is None and drawn.flips is None
+    for values, limit in [(drawn.angles, 15), (drawn.shifts, 2)]:
+        assert -limit <= values.min() < -0.99 * limit and 0.99 * limit < values.max() <= limit
+    top, left, height, width = drawn.boxes.unbind(1)
+    assert torch.allclose(top + height / 2, torch.full_like(top, SIZE / 2))
+    assert torch.allclose(left + width / 2, torch.full_like(left, SIZE / 2))
+    for values, limit in [
+        (height * width / SIZE**2, math.log(1 / 0.7)),
+        (width / height, math.log(1.25)),
+    ]:
+        logs = values.log()
+        assert (
+            -1.001 * limit < logs.min() < -0.99 * limit
+            and 0.99 * limit < logs.max() < 1.001 * limit
+        )
+        assert abs(logs.mean()) < 0.05 * limit
 
 
 def test_boxes_are_distributed_as_torchvisions():

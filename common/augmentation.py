@@ -86,19 +86,20 @@ def draw(
         centres = torch.randint(0, image_size, (batch_size, 2), generator=generator)
         hole, blank = max(1, 3 * image_size // 8), 0.5 if colour else 0.0
         return replace(drawn, centres=centres, hole=hole, blank=blank)
-    if kind == "affine" or not colour:
-        if kind == "affine":
-            boxes = draw_zooms(batch_size, image_size, (0.7, 1 / 0.7), (0.8, 1.25), generator)
-        else:
-            boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
-        angles = _uniform((batch_size,), -15, 15, generator)
-        shifts = _uniform((batch_size, 2), -shift, shift, generator)
-        return replace(drawn, boxes=boxes, angles=angles, shifts=shifts)
-    boxes = draw_boxes(batch_size, image_size, (0.2, 1.0), (3 / 4, 4 / 3), generator)
-    jitters = torch.rand(batch_size, generator=generator) < 0.8
-    factors, order = colours.draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
-    greys = torch.rand(batch_size, generator=generator) < 0.2
-    return replace(drawn, boxes=boxes, jitters=jitters, factors=factors, order=order, greys=greys)
+    if kind == "contrastive" and colour:
+        boxes = draw_boxes(batch_size, image_size, (0.2, 1.0), (3 / 4, 4 / 3), generator)
+        jitters = torch.rand(batch_size, generator=generator) < 0.8
+        factors, order = colours.draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
+        greys = torch.rand(batch_size, generator=generator) < 0.2
+        changed = {"jitters": jitters, "factors": factors, "order": order, "greys": greys}
+        return replace(drawn, boxes=boxes, **changed)
+    if kind == "contrastive":
+        boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
+    else:
+        boxes = draw_zooms(batch_size, image_size, (0.7, 1 / 0.7), (0.8, 1.25), generator)
+    angles = _uniform((batch_size,), -15, 15, generator)
+    shifts = _uniform((batch_size, 2), -shift, shift, generator)
+    return replace(drawn, boxes=boxes, angles=angles, shifts=shifts)
 
 
 def draw_boxes(
@@ -111,8 +112,8 @@ def draw_boxes(
     """
     tries = (batch_size, 10)
     area = image_size**2 * _uniform(tries, *scale, generator)
-    aspect = _uniform(tries, math.log(ratio[0]), math.log(ratio[1]), generator).exp()
-    sizes = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=2).round()  # (B,10,2)
+    aspect = _log_uniform(tries, *ratio, generator)
+    sizes = _sides(area, aspect).round()  # (B,10,2)
     fits = ((sizes >= 1) & (sizes <= image_size)).all(dim=2)
     sizes = sizes[torch.arange(batch_size), fits.int().argmax(dim=1)]  # (B,2), of the first to fit
     sizes = torch.where(fits.any(dim=1, keepdim=True), sizes, float(image_size))
@@ -128,14 +129,22 @@ def draw_zooms(
 
     Area and width by height are log-uniform: with limits s and 1/s as many images grow as shrink.
     """
-    limits = ((math.log(low), math.log(high)) for low, high in (scale, ratio))
-    area, aspect = (_uniform((batch_size,), *pair, generator).exp() for pair in limits)
-    sizes = image_size * torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1)
+    area = _log_uniform((batch_size,), *scale, generator)
+    sizes = image_size * _sides(area, _log_uniform((batch_size,), *ratio, generator))  # (B,2)
     return torch.cat([(image_size - sizes) / 2, sizes], dim=1)
+
+
+def _sides(area: Tensor, aspect: Tensor) -> Tensor:
+    """Height and width (...,2) of boxes of that area and width by height (...)."""
+    return torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=-1)
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _log_uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
+    return _uniform(shape, math.log(low), math.log(high), generator).exp()
 
 
 def apply(images: Tensor, drawn: Draw) -> Tensor:

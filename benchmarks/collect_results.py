@@ -318,13 +318,14 @@ def command(run: dict) -> str:
     """The command line of this run but for its seed: data, and what differs from the defaults."""
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
-    own = {name: run["settings"].get(name, default) for name, default in defaults.items()}
+    flags = flags_of(run)
+    own = {name: flags[name] for name, default in defaults.items() if flags[name] != default}
     words = [
         f"--{name} {value}" if not isinstance(value, bool) else f"--{name}={value}"
         for name, value in own.items()
-        if name not in NOT_IN_A_COMMAND and value != defaults[name]
+        if name not in NOT_IN_A_COMMAND
     ]
-    if own["dataset"] == "folder":
+    if flags["dataset"] == "folder":
         name = IN_COMMANDS.get(run["data"], run["data"].removeprefix("Folder "))
         words.insert(1, f"--data_dir {shlex.quote(name)}")
     return " ".join(["python", f"{script.__name__}.py", *words])

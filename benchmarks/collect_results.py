@@ -319,11 +319,10 @@ def command(run: dict) -> str:
     script = SCRIPTS[run["method"]]
     defaults = dataclasses.asdict(script.Config())
     flags = flags_of(run)
-    own = {name: flags[name] for name, default in defaults.items() if flags[name] != default}
     words = [
         f"--{name} {value}" if not isinstance(value, bool) else f"--{name}={value}"
-        for name, value in own.items()
-        if name not in NOT_IN_A_COMMAND
+        for name, default in defaults.items()
+        if name not in NOT_IN_A_COMMAND and (value := flags[name]) != default
     ]
     if flags["dataset"] == "folder":
         name = IN_COMMANDS.get(run["data"], run["data"].removeprefix("Folder "))

@@ -91,8 +91,8 @@ def draw(
         jitters = torch.rand(batch_size, generator=generator) < 0.8
         factors, order = colours.draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
         greys = torch.rand(batch_size, generator=generator) < 0.2
-        changed = {"jitters": jitters, "factors": factors, "order": order, "greys": greys}
-        return replace(drawn, boxes=boxes, **changed)
+        drawn = replace(drawn, boxes=boxes, jitters=jitters, factors=factors)
+        return replace(drawn, order=order, greys=greys)
     if kind == "contrastive":
         boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
     else:

@@ -2,12 +2,14 @@
 
     python benchmarks/kill_and_resume.py                      20 random kills per script
     python benchmarks/kill_and_resume.py --processes 2 --kills 5 --points
+    python benchmarks/kill_and_resume.py --signal TERM --points
 
-Per script: one run without a fault, then runs that `kill -9` ends at a random moment of it, or at
-a point where it would hurt most (POINTS), and `--resume` takes to the end. Compared are the
-weights, the latents, the rows of metrics.jsonl (but for times and memory), the figures and the W&B
-id. The runs are forked from one process that has imported everything, since the imports take
-longer than the training of so small a network.
+Per script, at its default encoder and width: one run without a fault, then runs that a signal ends
+at a random moment of their training, or `kill -9` at a point where it would hurt most (POINTS), and
+`--resume` takes to the end. KILL leaves the checkpoint of the last epoch, TERM one of the last
+step. Compared are the weights, the latents, the rows of metrics.jsonl (but for times and memory),
+the figures and the W&B id. The runs are forked from one process that has imported everything,
+since the imports take longer than so short a training.
 """
 
 import argparse
@@ -32,12 +34,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # no pool of threads that a fork would lose
 import numpy as np  # noqa: E402
 import sklearn.manifold  # noqa: E402, F401
 import wandb  # noqa: E402, F401
-from tiny import SCRIPTS, TINY, rows_of, timeless  # noqa: E402
+from default_size import FEW, SCRIPTS  # noqa: E402
+from tiny import latents_of, rows_of, timeless  # noqa: E402
 
-from common import tracking  # noqa: E402
+from common import checkpoints, tracking  # noqa: E402
 from common.config import parse  # noqa: E402
 from common.files import read_json, write_json  # noqa: E402
 
+WORDS = (*FEW, "--epochs=4")  # a checkpoint after the first epoch has an optimizer's state
+IN_TRAINING = ("training", "evaluation", "checkpoint")
 # Killed before or after the file is renamed into place for the n-th time; or half a row is written.
 POINTS = {
     "checkpoint": ("next.safetensors", 3, "before"),
@@ -51,34 +56,51 @@ POINTS = {
 
 
 def main(
-    methods: list[str], kills: int, points: list[str], processes: int, mode: str, seed: int
-) -> list[dict]:
-    """One dict per script: how often it was tried, survived, lost, and each kill."""
+    methods: list[str], kills: int, points: list[str], processes: int, mode: str, seed: int,
+    number: signal.Signals,
+) -> list[dict]:  # fmt: skip
+    """One dict per script: how often it was tried, survived, lost, and each kill.
+
+    `number` is the signal of the random kills.
+    """
     chance = random.Random(seed)
     found = []
     with tempfile.TemporaryDirectory() as place:
         for method in methods:
             straight = Path(place, method)
-            started = time.perf_counter()
-            finish(method, straight, processes, mode)
-            duration = time.perf_counter() - started
+            ids = start(method, straight, processes, mode)
+            wait_for_training(straight, ids[0])
+            started = time.time()
+            finish(method, straight, processes, mode, ids)
+            # encoder.json is the first file after the training
+            duration = (straight / "encoder.json").stat().st_mtime - started
             trials = []
-            for number, point in enumerate([None] * kills + points):
-                folder = Path(place, f"{method}-{number}")
+            for trial_number, point in enumerate([None] * kills + points):
+                folder = Path(place, f"{method}-{trial_number}")
                 trial = None
                 while trial is None:  # a run that ended before its moment was not killed
                     shutil.rmtree(folder, ignore_errors=True)
                     moment = point or chance.uniform(0, duration)
-                    trial = kill(method, folder, processes, mode, moment, chance)
+                    trial = kill(method, folder, processes, mode, moment, number, chance)
                 finish(method, folder, processes, mode)
                 trial["lost"] = differences(straight, folder, trial["wandb_id"])
                 trials.append(trial)
                 shutil.rmtree(folder)
             lost = sum(bool(trial["lost"]) for trial in trials)
             counts = {"tried": len(trials), "survived": len(trials) - lost, "lost": lost}
-            about = {"script": method, "processes": processes, "seconds": duration}
+            counts["in_training"] = sum(trial["in"] in IN_TRAINING for trial in trials)
+            counts["from_a_later_step"] = sum(trial["step"] > 0 for trial in trials)
+            about = {"script": method, "processes": processes, "training_seconds": duration}
             found.append({**about, **counts, "kills": trials})
     return found
+
+
+def wait_for_training(folder: Path, process: int) -> None:
+    """Return once the run in `folder` has written its first checkpoint, or has ended."""
+    while not (folder / "checkpoints/last.safetensors").exists():
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            return
+        time.sleep(0.005)
 
 
 def start(
@@ -89,7 +111,7 @@ def start(
     At `point`, one of POINTS, its first process kills itself.
     """
     script, own = SCRIPTS[method]
-    words = [] if (folder / "config.json").exists() else [*TINY, *own]
+    words = [] if (folder / "config.json").exists() else [*WORDS, *own]
     words += [f"--resume={folder}", f"--tracking={mode}"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -121,8 +143,11 @@ def start(
     return ids
 
 
-def finish(method: str, folder: Path, processes: int, mode: str) -> None:
-    for process in start(method, folder, processes, mode):
+def finish(
+    method: str, folder: Path, processes: int, mode: str, ids: list[int] | None = None
+) -> None:
+    """Start or resume the run in `folder`, unless `ids` are its processes, and wait for its end."""
+    for process in ids or start(method, folder, processes, mode):
         if os.waitpid(process, 0)[1]:
             sys.exit(f"{folder} did not go on:\n{Path(f'{folder}.log').read_text()}")
 
@@ -153,38 +178,43 @@ def die_at(name: str, count: int, when: str) -> None:
 
 
 def kill(
-    method: str, folder: Path, processes: int, mode: str, moment: float | str, chance: random.Random
-) -> dict | None:
-    """Start a run; after `moment` seconds, or at that point, kill -9 one process, then the others.
+    method: str, folder: Path, processes: int, mode: str, moment: float | str,
+    number: signal.Signals, chance: random.Random,
+) -> dict | None:  # fmt: skip
+    """Start a run; after `moment` seconds of training send `number` to one process, then the
+    others; at a point of POINTS, kill them with -9.
 
     `chance` draws which one is first. None if the run was over by then.
     """
     if isinstance(moment, str):
         ids = start(method, folder, processes, mode, point=moment)
         os.waitid(os.P_PID, ids[0], os.WEXITED | os.WNOWAIT)
+        number = signal.SIGKILL
     else:
         ids = start(method, folder, processes, mode)
+        wait_for_training(folder, ids[0])
         time.sleep(moment)
         chance.shuffle(ids)
     for process in ids:
-        os.kill(process, signal.SIGKILL)
-    killed = [os.WIFSIGNALED(os.waitpid(process, 0)[1]) for process in ids]
-    if not any(killed):
+        os.kill(process, number)
+    states = [os.waitpid(process, 0)[1] for process in ids]
+    if not any(states):
         assert not isinstance(moment, str), f"the run never came to the point {moment!r}"
         return None
-    config = folder / "config.json"
+    config, last = folder / "config.json", folder / "checkpoints/last.safetensors"
     wandb_id = read_json(config)["facts"]["wandb_id"] if config.exists() else None
-    return {"at": moment, "in": stage(folder), "wandb_id": wandb_id}
+    step = checkpoints.load(last)["step"] if last.exists() else 0
+    return {"at": moment, "in": stage(folder), "step": step, "wandb_id": wandb_id}
 
 
 def stage(folder: Path) -> str:
     """What the run in `folder` was at when it was killed, as far as its files tell."""
-    checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
+    saved, rows = folder / "checkpoints", folder / "metrics.jsonl"
     if (folder / "summary.json").exists():
         return "finished"
-    if any(checkpoints.glob(".*.part*")) or (checkpoints / "next.safetensors").exists():
+    if any(saved.glob(".*.part*")) or (saved / "next.safetensors").exists():
         return "checkpoint"
-    if not (checkpoints / "last.safetensors").exists():
+    if not (saved / "last.safetensors").exists():
         return "set-up"
     if (folder / "encoder.json").exists():
         return "classifier, final evaluation"
@@ -199,8 +229,8 @@ def differences(straight: Path, folder: Path, wandb_id: str | None) -> list[str]
     names |= {str(path.relative_to(straight)) for path in straight.glob("figures/*")}
     pairs = {name: (straight / name, folder / name) for name in names}
     wrong = [n for n, (a, b) in pairs.items() if not b.exists() or a.read_bytes() != b.read_bytes()]
-    first, second = (np.load(run / "latents.npz") for run in (straight, folder))
-    wrong += [n for n in first.files if not np.array_equal(first[n], second[n])]
+    first, second = (latents_of(run) for run in (straight, folder))
+    wrong += [n for n in first if not np.array_equal(first[n], second.get(n))]
     wrong += [] if rows_of(straight) == rows_of(folder) else ["metrics.jsonl"]
     first, second = (timeless(read_json(run / "summary.json")) for run in (straight, folder))
     wrong += [] if first == second else ["summary.json"]
@@ -210,14 +240,14 @@ def differences(straight: Path, folder: Path, wandb_id: str | None) -> list[str]
 
 
 def table(found: list[dict]) -> str:
-    lines = [f"{'script':8}{'processes':>10}{'tried':>7}{'survived':>10}{'lost':>6}  killed in"]
+    head = ("processes", "tried", "in training", "resumed after step 0", "survived", "lost")
+    lines = [f"{'script':8}{''.join(f'  {title}' for title in head)}  killed in"]
     for run in found:
         stages = Counter(trial["in"] for trial in run["kills"])
         where = ", ".join(f"{name} {count}" for name, count in stages.most_common())
-        lines.append(
-            f"{run['script']:8}{run['processes']:>10}{run['tried']:>7}{run['survived']:>10}"
-            f"{run['lost']:>6}  {where}"
-        )
+        names = ("processes", "tried", "in_training", "from_a_later_step", "survived", "lost")
+        counts = (f"  {run[n]:>{len(title)}}" for n, title in zip(names, head, strict=True))
+        lines.append(f"{run['script']:8}{''.join(counts)}  {where}")
         lines += [
             f"  lost at {trial['at']} in {trial['in']}: {', '.join(trial['lost'])}"
             for trial in run["kills"]
@@ -234,6 +264,7 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--tracking", choices=("offline", "disabled"), default="offline")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="of the moments")
     parser.add_argument("--out", type=Path, help="write the counts there as JSON")
     arguments = parser.parse_args()
     results = main(
@@ -243,6 +274,7 @@ if __name__ == "__main__":
         arguments.processes,
         arguments.tracking,
         arguments.seed,
+        signal.Signals[f"SIG{arguments.signal}"],
     )
     print(table(results))
     if arguments.out:

@@ -38,6 +38,21 @@ def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
                     "start a new run, or go on with that version"
                 )
             part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                _match_layouts(part)
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give every state tensor of a parameter's shape that parameter's strides.
+
+    A checkpoint holds plain layouts and `Optimizer.load_state_dict` keeps them. Where weights are
+    channels-last, a fused kernel on a CPU would then pair each moment with another weight (it walks
+    memory in order), and on a GPU refuse to run.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:

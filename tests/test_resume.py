@@ -1,0 +1,56 @@
+"""A run that was stopped ends with the bits of one that was not, at default widths and batches."""
+
+import signal
+
+import default_size
+import pytest
+from tiny import assert_same_bits, resume
+
+from common.interruption import Interruption
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """A function: let the next training stop when it has asked so many times whether to."""
+    left = 0
+
+    def agreed(self, accelerator):
+        nonlocal left
+        left -= 1
+        return signal.SIGTERM if left == 0 else 0
+
+    def stop_after(times: int) -> None:
+        nonlocal left
+        left = times
+
+    monkeypatch.setattr(Interruption, "agreed", agreed)
+    return stop_after
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ae", ()),
+        ("ae", ("--precision=bf16",)),
+        ("ae", ("--compile=True",)),
+        ("joint", ()),
+        ("joint", ("--optimizer=adamw", "--learning_rate=0.002")),
+        ("joint", ("--precision=bf16",)),
+        ("supcon", ()),
+        ("supcon", ("--optimizer=adamw", "--learning_rate=0.002")),
+        ("supcon", ("--precision=bf16",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_stopped_within_an_epoch_and_at_its_end(tmp_path, stopping, method, words):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    words = ("--test=False", *words)
+    default_size.run(method, straight, *words)
+    stopping(1)  # after the first of two steps
+    with pytest.raises(SystemExit):
+        default_size.run(method, stopped, *words)
+    stopping(2)  # after the second step comes the evaluation
+    with pytest.raises(SystemExit):
+        resume(method, stopped)
+    resume(method, stopped)
+    assert_same_bits(straight, stopped)

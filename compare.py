@@ -124,6 +124,9 @@ def main(config: Config) -> dict:
         "others choose their penalty",
         f"t-SNE of {len(mapped):,} test images, noise and shift on {len(robust):,}",
     ]
+    for run in (run for run in chosen if run.resumed):
+        commits = ", ".join(str(entry.get("commit")) for entry in run.resumed)
+        facts.append(f"{run.folder} was stopped and resumed (at commit {commits})")
 
     # ---------------------------------------------------------------- The spaces of the runs
     spaces: dict[str, list[comparison.Space]] = {}
@@ -185,7 +188,10 @@ def main(config: Config) -> dict:
     found |= {"notes": facts, "warnings": warnings, "runs": {}, "spaces": {}}
     for name, group in named.items():
         found["runs"][name] = [
-            {"folder": str(run.folder), "settings": run.settings, "facts": run.facts}
+            {
+                **{"folder": str(run.folder), "settings": run.settings},
+                **{"facts": run.facts, "resumed": run.resumed},
+            }
             for run in group
         ]
     for name, metrics in columns.items():

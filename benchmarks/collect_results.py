@@ -112,6 +112,7 @@ def main(folders: list[Path], keep: bool) -> str:
         lines = [f"# row {number}\n{command(found[0])}" for number, found in enumerate(here, 1)]
         text += "\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
+        text += f"\n{resumed(here)}\n"
     text += "\n### Goals\n\n" + goals(groups) + "\n"
     best = chosen(groups)
     short, lines = headline(best), recipes(best)
@@ -239,6 +240,9 @@ def read_run(folder: Path) -> dict | None:
         "method": run.method,
         "settings": {k: v for k, v in run.settings.items() if k not in about_here},
         "facts": run.facts,
+        "resumed": [
+            {name: entry.get(name) for name in ("rows", "commit")} for entry in run.resumed
+        ],
         "summary": run.summary,
         "seconds": run.cost()["training_seconds"],
     }
@@ -342,6 +346,24 @@ def surroundings(runs: list[dict]) -> str:
         f"Seeds {seeds}; {each('device')}; {each('threads')} threads, {each('processes')} process; "
         f"Python {each('python')}, torch {each('torch')}; commit {each('commit')}."
     )
+
+
+def resumed(rows: list[list[dict]]) -> str:
+    """Which rows of one table hold runs that were stopped and resumed, or that may.
+
+    A run that was kept before this was recorded has no entry "resumed".
+    """
+    told, unknown = [], []
+    for number, runs in enumerate(rows, 1):
+        if any("resumed" not in run for run in runs):
+            unknown.append(str(number))
+        for run in runs:
+            if entries := run.get("resumed"):
+                commits = ", ".join(str(entry["commit"]) for entry in entries)
+                told.append(f"row {number}, seed {run['settings']['seed']} (at commit {commits})")
+    text = f"Resumed runs: {'; '.join(told) or 'none recorded'}."
+    which = "any row" if len(unknown) == len(rows) else f"row {', '.join(unknown)}"
+    return text + (f" Not recorded for {which}." if unknown else "")
 
 
 def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -105,7 +105,8 @@ class Run:
     """A finished run, as its folder tells: the flags, what was found, the final metrics, the rows.
 
     `settings` and `facts` are those of config.json, `summary` is summary.json, `rows` are those of
-    metrics.jsonl. `method` is ae, joint or supcon.
+    metrics.jsonl. `method` is ae, joint or supcon. `resumed` has an entry for each time the run was
+    resumed: the rows that it had by then, and the facts of the process that resumed it.
     """
 
     folder: Path
@@ -114,6 +115,7 @@ class Run:
     facts: Mapping[str, Any]
     summary: Mapping[str, float]
     rows: Sequence[Mapping[str, float]]
+    resumed: Sequence[Mapping[str, Any]]
 
     def cost(self) -> dict[str, float]:
         """What it took: parameters, images, seconds and images per second of training, memory.
@@ -150,6 +152,7 @@ def read_run(folder: Path) -> Run:
         method, _ = facts["method"], [facts[name] for name in needed]
         _ = [settings[name] for name in ("dataset", "data_dir", "image_size", "epochs", "seed")]
         rows = read_rows(folder / "metrics.jsonl")
+        resumed = [dict(entry) for entry in config.get("resumed", [])]
     except (KeyError, TypeError, ValueError, OSError) as error:
         reason = f"{type(error).__name__} {error}"
         raise UserError(f"{folder} is not a run of these scripts, or damaged ({reason})") from None
@@ -162,7 +165,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} is damaged: it lacks {', '.join(missing)}")
     if "test/accuracy" not in summary:
         raise UserError(f"{folder} left the test images unseen (--test=False), so they stay so")
-    return Run(folder, method, settings, facts, summary, rows)
+    return Run(folder, method, settings, facts, summary, rows, resumed)
 
 
 def choose_runs(folders: Sequence[str]) -> tuple[list[Run], dict[str, str]]:

@@ -92,6 +92,22 @@ def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
     assert "a CPU, 2 cores or b CPU, 2 cores; 1 or 2 threads" in text
 
 
+def test_resumed_runs_are_named_and_those_of_which_nobody_knows(tmp_path):
+    runs = [make_run(tmp_path / f"run{seed}", {}, seed=seed) for seed in range(2)]
+    assert "Resumed runs: none recorded.\n" in collect_results.main(runs, keep=False)
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["resumed"] = [{"rows": 2, "commit": "abc"}, {"rows": 3, "commit": "def"}]
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    text = collect_results.main(runs, keep=False)
+    assert "Resumed runs: row 1, seed 1 (at commit abc, def).\n" in text
+    old = collect_results.read_run(make_run(tmp_path / "old", {}, width=8))
+    del old["resumed"]
+    collect_results.KEPT.write_text(json.dumps(old) + "\n")
+    text = collect_results.main(runs, keep=False)
+    (row,) = (row["row"] for row in named(text) if row["encoder"] == "cnn, width 8")
+    assert f"seed 1 (at commit abc, def). Not recorded for row {row}.\n" in text
+
+
 def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_path):
     first = make_run(tmp_path / "run", {"test/accuracy": 0.7}, seed=0, data_dir="/home/me/mnist")
     kept = collect_results.KEPT

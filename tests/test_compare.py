@@ -48,6 +48,8 @@ def made(tmp_path_factory) -> Path:
         words = [*TINY, *own, "--tracking=disabled", f"--run_dir={folder / name}"]
         script.main(parse(script.Config, words))
         fresh()
+    config = read_json(folder / "joint-1/config.json")
+    write_json(folder / "joint-1/config.json", config | {"resumed": [{"rows": 3, "commit": "abc"}]})
     return folder
 
 
@@ -78,6 +80,14 @@ def test_the_folder_holds_all_that_was_found(compared):
     assert (out / "index.html").stat().st_size < 10 * 2**20
     assert found["warnings"] == []
     assert any("PCA-128 is left out" in note for note in found["notes"])
+    resumed = [note for note in found["notes"] if "was stopped and resumed" in note]
+    assert len(resumed) == 1 and resumed[0].endswith(
+        "joint-1 was stopped and resumed (at commit abc)"
+    )
+    assert [run["resumed"] for run in found["runs"]["joint"]] == [
+        [],
+        [{"rows": 3, "commit": "abc"}],
+    ]
 
 
 def test_every_space_has_the_same_yardsticks(compared):

@@ -6,6 +6,7 @@ import default_size
 import pytest
 from tiny import assert_same_bits, resume
 
+from common.files import read_json
 from common.interruption import Interruption
 
 
@@ -54,3 +55,5 @@ def test_stopped_within_an_epoch_and_at_its_end(tmp_path, stopping, method, word
         resume(method, stopped)
     resume(method, stopped)
     assert_same_bits(straight, stopped)
+    resumed = [entry["rows"] for entry in read_json(stopped / "config.json")["resumed"]]
+    assert resumed == [1, 3]  # after a step; after another and the evaluation

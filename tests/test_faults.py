@@ -35,6 +35,13 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_bits(run_command, tmp_pa
     assert [(part["tried"], part["survived"], part["lost"]) for part in found] == [(1, 1, 0)] * 3
 
 
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_two_processes_that_are_killed_go_on_to_the_same_bits(run_command, tmp_path, number):
+    words = ("--scripts", "joint", "--processes", "2", "--kills", "1", "--points")
+    (found,) = killed(run_command, tmp_path, *words, "--signal", number, "--tracking", "disabled")
+    assert (found["tried"], found["survived"], found["lost"]) == (1, 1, 0)
+
+
 def test_killed_where_it_hurts_most_it_does_so_too(run_command, tmp_path):
     """Between the two renames of a checkpoint, in the middle of a row, after the last file."""
     words = ("--scripts", "joint", "--kills", "0", "--points", "between", "row", "finished")

@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import default_size
 import numpy as np
 import pytest
 import torch
@@ -344,11 +345,14 @@ script.main(parse(script.Config))
     ],
 )
 def test_two_processes_train_like_one(tmp_path, run_command, method, more):
-    """One run folder, one stream of rows; without batch norm the same weights to rounding."""
-    script, own = SCRIPTS[method]
-    own = (*own, *more)
+    """One run folder, one stream of rows; without batch norm the same weights to rounding.
+
+    At the default width; with one view of few images, narrow.
+    """
+    script, own = SCRIPTS[method] if more else default_size.SCRIPTS[method]
+    own = (*(TINY if more else default_size.FEW), *own, *more)
     (tmp_path / "plain.py").write_text(WITHOUT_NORM.format(script=script.__name__))
-    words = ["plain.py", *TINY, *own, "--precision=no", "--epochs=1", "--learning_rate=0.001"]
+    words = ["plain.py", *own, "--precision=no", "--epochs=1", "--learning_rate=0.001"]
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     one = run_command(sys.executable, *words, "--run_dir=one", **environment)
     assert one.returncode == 0, one.stderr

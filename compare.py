@@ -1,16 +1,15 @@
-"""Three latent spaces side by side: finished runs, the same yardsticks, the same test images.
+"""Compare the latent spaces of finished runs: the same metrics on the same test images.
 
-Nothing is trained here but probes. Each run's encoder is loaded and encodes all images anew; what a
-classifier reads from the latents, their shape, how few labels are enough, how much noise and shift
-they bear and what they cost stands beside the same numbers of the raw pixels and of the linear code
-of the same size (PCA). Runs that differ in their seed only become one column: mean ± standard
-deviation. It describes and chooses nothing.
+Only probes are trained. Each run's encoder is loaded and encodes all images; classification,
+geometry, label efficiency, robustness to noise and shift, and cost are reported beside the same
+metrics of the raw pixels and of PCA of the same size. Runs that differ in their seed only become
+one column: mean ± standard deviation.
 
 What to expect on a CPU: digits in about a minute; with 10,000 test images, and probes that learn
-from 5,000, each space takes 20 to 25 s of one core, about half of them for t-SNE. Wide ResNets want
+from 5,000, each space takes 20 to 25 s of one core, about half of them for t-SNE. Wide ResNets need
 a GPU. OUT holds the table (table.md, table.csv), all numbers (comparison.json), sheet.png with its
-parts in figures/, and index.html, which opens from disk: point at an image in one map, and it
-lights up in all of them.
+parts in figures/, and index.html, which opens from disk: an image that the mouse hovers over in one
+map is highlighted in all of them.
 
     python compare.py runs/ae-mnist runs/joint-mnist runs/supcon-mnist --out comparison
 """
@@ -28,39 +27,29 @@ from safetensors.torch import load_file
 from torch import nn
 from tyro.conf import Positional, arg
 
-from common import (
-    comparison,
-    data,
-    evaluation,
-    folders,
-    models,
-    page,
-    plots,
-    robustness,
-    runs,
-    runtime,
-    sheet,
-    tables,
-    tracking,
-)
-from common.config import Count, Draws, Points, parse
+from common import models
+from common.config import Draws, Points, PositiveInt, parse
+from common.data import corruptions, datasets
+from common.display import page, plots, sheet, tables
 from common.errors import UserError
+from common.evaluation import comparison, report
 from common.files import made, write, write_json
+from common.run import runs, runtime, tracking
 
 METHOD = "compare"
-CONFUSIONS = 5  # of the most frequent ones, shown
-TOLERANCE = 0.005  # of accuracy, between a run's own figure and ours: other hardware rounds apart
+CONFUSIONS = 5  # the most frequent ones are shown
+TOLERANCE = 0.005  # of accuracy, between the run's own and ours: rounding differs between machines
 
 
 @dataclass(frozen=True)
 class Config:
     # Data
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()  # finished ones
-    out: str = "comparison"  # a new folder for all that is found
+    out: str = "comparison"  # a new folder for the results
     data_dir: str | None = None  # where the images lie; None: where the first run found them
     # Evaluation
     map_images: Points = 2000  # test images in the maps
-    robust_images: Count = 5000  # test images that are disturbed
+    robust_images: PositiveInt = 5000  # test images that are corrupted
     label_draws: Draws = 3  # random choices of the few labels
     # Run
     project: str = "latent-spaces"  # of W&B
@@ -86,23 +75,20 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Data
     refuse_if_none(chosen, left_out)
-    settings, wanted = chosen[0].settings, chosen[0].facts["fingerprint"]
+    settings, fingerprint = chosen[0].settings, chosen[0].facts["fingerprint"]
     place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
-    if settings["dataset"] == "folder":
-        arrays = folders.load_folder(place, size, settings["skip_unreadable"])
-        called = place.resolve().name
-    else:
-        arrays = data.load(settings["dataset"], place, size)
-        called = settings["dataset"]
-    if arrays.fingerprint != wanted:
+    data_name = place.resolve().name if settings["dataset"] == "folder" else settings["dataset"]
+    arrays = datasets.read(settings["dataset"], place, size, settings["skip_unreadable"])
+    if arrays.fingerprint != fingerprint:
         raise UserError(
             f"the images in {place} are not those of {', '.join(str(r.folder) for r in chosen)} "
-            f"(fingerprint {arrays.fingerprint[:8]}, not {wanted[:8]}); name others by --data_dir"
+            f"(fingerprint {arrays.fingerprint[:8]}, not {fingerprint[:8]}); "
+            "name others by --data_dir"
         )
-    whole, networks = data.split_data(arrays, None), {}
+    full, networks = datasets.split_data(arrays, None), {}
     for run in chosen:
         try:
-            check_split(run, whole)
+            check_split(run, full)
             networks[run.folder] = load_networks(run.folder, device)
         except UserError as error:
             left_out[str(run.folder)] = str(error)
@@ -111,18 +97,21 @@ def main(config: Config) -> dict:
     warnings = [f"left out: {reason}" for reason in left_out.values()]
     for warning in warnings:
         tracking.say(warning)
-    # probes learn from the images that all runs have trained on, and from no others
-    images = data.split_data(arrays, min(run.facts["train_images"] for run in chosen)).to(device)
+    # probes learn from the images that all runs have trained on
+    images = datasets.split_data(arrays, min(run.facts["train_images"] for run in chosen)).to(
+        device
+    )
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
-    mapped, robust = images.test.sample(config.map_images), images.test.sample(config.robust_images)
+    mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
+    corrupted = corruptions.all_corrupted(subset)
     places = torch.full((len(images.test.source),), -1)
     places[images.test.rows.cpu()] = torch.arange(len(images.test))
-    in_map = places[mapped.rows.cpu()].to(device)  # (M,) of the test images
+    map_indices = places[mapped.rows.cpu()].to(device)  # (M,) of the test images
     facts = [
-        f"{called}, {len(images.test):,} test images that no run has seen, the same for all",
-        f"probes learn from {len(images.train):,} training images, and {len(images.validation):,} "
-        "others choose their penalty",
-        f"t-SNE of {len(mapped):,} test images, noise and shift on {len(robust):,}",
+        f"{data_name}, {len(images.test):,} test images that no run has seen, the same for all",
+        f"probes learn from {len(images.train):,} training images; {len(images.validation):,} "
+        "validation images select their L2 penalty",
+        f"t-SNE of {len(mapped):,} test images, noise and shift on {len(subset):,}",
     ]
     for run in (run for run in chosen if run.resumed):
         commits = ", ".join(str(entry.get("commit")) for entry in run.resumed)
@@ -134,60 +123,60 @@ def main(config: Config) -> dict:
         tracking.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
         begun = time.perf_counter()
-        latents = evaluation.encode_splits(encoder, nn.Identity(), images, with_test=True)
+        latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
         seconds = time.perf_counter() - begun
-        space, _ = comparison.measure(name, latents, classifier, in_map, config.label_draws)
-        told = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
-        space.metrics.update({key: value for key, value in told.items() if value is not None})
-        space.metrics.update(comparison.disturbed(encoder, classifier, robust), **run.cost())
+        space, _ = comparison.measure(name, latents, classifier, map_indices, config.label_draws)
+        errors = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
+        space.metrics.update({key: value for key, value in errors.items() if value is not None})
+        space.metrics.update(comparison.robustness(encoder, classifier, corrupted), **run.cost())
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
         spaces.setdefault(name, []).append(space)
-        said, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
-        if abs(said - ours) > TOLERANCE:
+        reported, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
+        if abs(reported - ours) > TOLERANCE:
             warnings.append(
-                f"{run.folder} reported {said:.2%}, but its files reach {ours:.2%} here"
+                f"{run.folder} reported {reported:.2%}, but its files reach {ours:.2%} here"
             )
             tracking.say(f"warning: {warnings[-1]}")
-        if head is not None:  # supcon's second space
+        if head is not None:  # supcon's projections are a second space
             latents, title = latents.projected(head), f"{name} projection"
-            space, probe = comparison.measure(title, latents, None, in_map, config.label_draws)
-            projected = comparison.Projected(encoder, head)
-            space.metrics.update(comparison.disturbed(projected, probe, robust))
+            space, probe = comparison.measure(title, latents, None, map_indices, config.label_draws)
+            projection = comparison.Projection(encoder, head)
+            space.metrics.update(comparison.robustness(projection, probe, corrupted))
             spaces.setdefault(title, []).append(space)
 
     # ---------------------------------------------------------------- Baselines
     own, encoders = list(spaces), {}
-    for size in sorted({group[0].shown.shape[1] for group in spaces.values()}):
-        pca, why_not = evaluation.fit_pca(images.train, size)
+    for size in sorted({group[0].map_latents.shape[1] for group in spaces.values()}):
+        pca, why_not = report.fit_pca(images.train, size)
         if pca is None:
             facts.append(f"PCA-{size} is left out: {why_not}")
         else:
-            encoders[f"PCA-{size}"] = comparison.LinearCode(pca)
-    if why_not := evaluation.pixels_too_large(images):
+            encoders[f"PCA-{size}"] = comparison.PCAEncoder(pca)
+    if why_not := report.pixels_too_large(images):
         facts.append(f"the pixels are left out: {why_not}")
     else:
         encoders["pixels"] = comparison.Pixels()
     for name, encoder in encoders.items():
         tracking.say(f"measuring {name}")
-        latents = evaluation.encode_splits(encoder, nn.Identity(), images, with_test=True)
-        space, probe = comparison.measure(name, latents, None, in_map, config.label_draws)
-        space.metrics.update(comparison.disturbed(encoder, probe, robust))
+        latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
+        space, probe = comparison.measure(name, latents, None, map_indices, config.label_draws)
+        space.metrics.update(comparison.robustness(encoder, probe, corrupted))
         if name != "pixels":
-            space.metrics.update(evaluation.pca_errors(encoder.pca, images.test))
+            space.metrics.update(report.pca_errors(encoder.pca, images.test))
         spaces[name] = [space]
 
     # ---------------------------------------------------------------- Numbers
     columns = {name: [space.metrics for space in group] for name, group in spaces.items()}
     rows = tables.side_by_side(columns)
-    of_classes, confused = {}, {}
+    class_accuracies, confusions = {}, {}
     for name, group in spaces.items():
-        of_classes[name] = comparison.class_accuracies(group, labels, len(names))
-        confused[name] = comparison.confusions(group, labels, len(names), CONFUSIONS)
-    found = {"dataset": settings["dataset"], "fingerprint": wanted, "class_names": names}
-    found |= {"notes": facts, "warnings": warnings, "runs": {}, "spaces": {}}
+        class_accuracies[name] = comparison.class_accuracies(group, labels, len(names))
+        confusions[name] = comparison.confusions(group, labels, len(names), CONFUSIONS)
+    results = {"dataset": settings["dataset"], "fingerprint": fingerprint, "class_names": names}
+    results |= {"notes": facts, "warnings": warnings, "runs": {}, "spaces": {}}
     for name, group in named.items():
-        found["runs"][name] = [
+        results["runs"][name] = [
             {
                 **{"folder": str(run.folder), "settings": run.settings},
                 **{"facts": run.facts, "resumed": run.resumed},
@@ -195,11 +184,11 @@ def main(config: Config) -> dict:
             for run in group
         ]
     for name, metrics in columns.items():
-        mean, deviation = tables.means(metrics)
-        found["spaces"][name] = {
-            **{"n": len(metrics), "mean": mean, "std": deviation, "runs": metrics},
-            "class_accuracy": of_classes[name].tolist(),
-            "confused": [[names[true], names[guess], x] for true, guess, x in confused[name]],
+        mean, std = tables.means_and_stds(metrics)
+        results["spaces"][name] = {
+            **{"n": len(metrics), "mean": mean, "std": std, "runs": metrics},
+            "class_accuracy": class_accuracies[name].tolist(),
+            "confusions": [[names[true], names[guess], x] for true, guess, x in confusions[name]],
         }
 
     # ---------------------------------------------------------------- Pictures
@@ -209,36 +198,37 @@ def main(config: Config) -> dict:
         knn, silhouette, trust = (
             first.metrics[key] for key in ("knn_accuracy", "silhouette", "trustworthiness")
         )
-        said = f"kNN {knn:.1%}   silhouette {silhouette:.2f}   trust {trust:.2f}"
+        note = f"kNN {knn:.1%}   silhouette {silhouette:.2f}   trust {trust:.2f}"
         title = name if count == 1 else f"{name} (the first of {count} seeds)"
-        maps.append(page.Map(title, said, first.points, first.predictions[in_map].cpu().numpy()))
+        predictions = first.predictions[map_indices].cpu().numpy()
+        maps.append(page.Map(title, note, first.points, predictions))
     kinds = {"labels": ("linear, from few labels", "labels per class")}
-    kinds |= {kind: (f"with {kind}", unit) for kind, (unit, _) in robustness.DISTURBANCES.items()}
+    kinds |= {kind: (f"with {kind}", unit) for kind, (unit, _) in corruptions.CORRUPTIONS.items()}
     lines = {
-        head: {name: comparison.line(group, kind) for name, group in spaces.items()}
+        head: {name: comparison.accuracy_curve(group, kind) for name, group in spaces.items()}
         for kind, head in kinds.items()
     }
     panels = [plots.Embedding(m.points, m.title, m.note) for m in maps]
     pictures = {
         "maps": (plots.embeddings(panels, shown, names), "t-SNE of the same images in each space"),
-        "classes": (sheet.classes(of_classes, names), "Accuracy of each class in each space"),
-        "mistakes": (sheet.mistakes(confused, names), "What is taken for what"),
-        "lines": (sheet.lines(lines, list(encoders)), "Few labels; noise and shift of the images"),
+        "classes": (sheet.classes(class_accuracies, names), "Accuracy of each class in each space"),
+        "mistakes": (sheet.mistakes(confusions, names), "Most frequent confusions"),
+        "lines": (sheet.lines(lines, list(encoders)), "Accuracy: few labels, corrupted images"),
     }
-    pictures["sheet"] = sheet.stack([figure for figure, _ in pictures.values()]), "All of it"
+    pictures["sheet"] = sheet.stack([figure for figure, _ in pictures.values()]), "All figures"
 
     # ---------------------------------------------------------------- Files
     with made(out):
-        write_json(out / "comparison.json", found)
+        write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())
     write(out / "table.csv", tables.as_csv(columns).encode())
     pictures["sheet"][0].savefig(image := io.BytesIO(), format="png")
     write(out / "sheet.png", image.getvalue())
     text = page.build(
-        f"{len(own)} latent spaces of {called}",
+        f"{len(own)} latent spaces of {data_name}",
         facts,
         warnings,
-        [page.Cells(row.text, row.cells, row.best) for row in rows],
+        rows,
         image.getvalue(),
         maps,
         mapped.images(slice(None)).cpu().numpy(),
@@ -254,26 +244,26 @@ def main(config: Config) -> dict:
     tracker = tracking.open_tracker(
         out,
         settings=asdict(config),
-        facts={**runtime.facts(accelerator), "fingerprint": wanted, "warnings": warnings},
+        facts={**runtime.facts(accelerator), "fingerprint": fingerprint, "warnings": warnings},
         labels={"name": title, "group": settings["dataset"], "job_type": METHOD, "tags": tags},
         mode=config.tracking,
         project=config.project,
         keep_rows=None,
         is_main=True,
     )
-    (out / "checkpoints").rmdir()  # there is nothing to go on from
+    (out / "checkpoints").rmdir()  # there is nothing to resume
     header, *others = [[row.text, *row.cells] for row in rows if row.cells]
     tracker.table("tables/comparison", header, others, step=0)
     for name in own:
         for run, space in zip(named[name.removesuffix(" projection")], spaces[name], strict=True):
-            guesses = space.predictions[in_map]
-            _, head, cells = tables.embeddings(mapped, space.shown, guesses, names)
+            guesses = space.predictions[map_indices]
+            _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
             key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
             tracker.table(key.replace(" ", "_"), head, cells, step=0)
     for name, (figure, caption) in pictures.items():
         tracker.figure(name, figure, caption, step=0)
     summary = {
-        f"{name}/{key}": x for name, f in found["spaces"].items() for key, x in f["mean"].items()
+        f"{name}/{key}": x for name, f in results["spaces"].items() for key, x in f["mean"].items()
     }
     end = tracker.finish(summary)
     print("", tables.as_text(rows), "", *facts, *warnings, "", *end, sep="\n")
@@ -282,31 +272,31 @@ def main(config: Config) -> dict:
         f"page:         {out}/index.html",
         sep="\n",
     )
-    return found
+    return results
 
 
 def refuse_if_none(chosen: list[runs.Run], left_out: dict[str, str]) -> None:
-    """`UserError` with all reasons where every run was left out."""
+    """`UserError` with all reasons if every run was left out."""
     if not chosen:
         raise UserError(f"no run is left to compare: {'; '.join(left_out.values())}")
 
 
-def check_split(run: runs.Run, whole: data.ImageData) -> None:
-    """`UserError` where a run did not train or was not scored on the images that ours would be."""
-    count = min(run.settings.get("limit_train") or len(whole.train), len(whole.train))
+def check_split(run: runs.Run, full: datasets.ImageData) -> None:
+    """`UserError` if a run was trained or tested on other images than this version's split."""
+    count = min(run.settings.get("limit_train") or len(full.train), len(full.train))
     if run.facts["train_images"] != count:
-        held = f"trained on {run.facts['train_images']:,} images where we have {count:,}"
-        raise UserError(f"{run.folder} has another split: it {held}")
+        difference = f"trained on {run.facts['train_images']:,} images where we have {count:,}"
+        raise UserError(f"{run.folder} has another split: it {difference}")
     try:
         labels = np.load(run.folder / "latents.npz")["labels"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{run.folder} is damaged: latents.npz ({error})") from None
-    if not np.array_equal(labels, whole.test.labels.numpy()):
+    if not np.array_equal(labels, full.test.labels.numpy()):
         raise UserError(f"{run.folder} has another split: it was scored on other test images")
 
 
 def load_networks(folder: Path, device: torch.device) -> tuple:
-    """Encoder, classifier and, where there is one, projection head of a run, in eval mode."""
+    """Encoder, classifier and projection head (or None) of a run, in eval mode."""
     encoder, classifier, head = models.load_encoder(folder), models.load_classifier(folder), None
     if (folder / "head.safetensors").exists():
         try:

@@ -1,16 +1,16 @@
-"""Use a finished run on new images: their latents, and the class that the run sees in them.
+"""Encode new images with a finished run: their latents and predicted classes.
 
 The images are decoded as for training, many in parallel, and encoded in batches, on the GPU if
 there is one. The file that is written holds, for each image in the order of `paths`:
 
-    latents         float32 (N,D)    what the encoder makes of it
+    latents         float32 (N,D)    output of the encoder
     predictions     int64 (N,)       the most probable class, an index into the run's classes
     predicted_names text (N,)        its name
     confidences     float32 (N,)     its probability
     probabilities   float32 (N,K)    of all classes; `class_names` (K,) names them
 
-`--export onnx` writes the network instead, with its preprocessing inside, to be run without
-PyTorch. It is kept only if onnxruntime computes from it what PyTorch does.
+`--export onnx` writes the network itself, preprocessing included, to be run without PyTorch. It
+is kept only if onnxruntime's outputs equal PyTorch's.
 
     python embed.py runs/joint-cifar10 holiday/ cat.jpg --out latents.npz
     python embed.py runs/joint-cifar10 holiday/ --out latents.parquet
@@ -33,12 +33,14 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from common import data, decoding, memory, models, runs, runtime, tracking
-from common.config import Count, parse
-from common.errors import UserError
+from common import models
+from common.config import PositiveInt, parse
+from common.data import datasets, decoding
+from common.errors import UserError, out_of_memory
 from common.files import atomic_write, read_json
+from common.run import runs, runtime, tracking
 
-# torchvision's images enter a training as 32×32, these from 28×28 by a border of background
+# torchvision's images are 32×32 in training, these 28×28 with a border of background
 BORDERED = ("mnist", "fashion_mnist")
 TORCHVISION_SIZE, BORDER = 32, 2
 TOLERANCE = 1e-4  # between onnxruntime and PyTorch
@@ -50,7 +52,7 @@ class Config:
     run: Annotated[Positional[str], arg(metavar="RUN")]  # folder of a finished run
     out: str  # file to write: .npz or .parquet; with --export .onnx
     images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES")] = ()  # files and folders
-    batch_size: Count = 256  # images encoded at a time
+    batch_size: PositiveInt = 256  # images encoded at a time
     skip_unreadable: bool = False  # leave out images that cannot be read
     export: Literal["onnx"] | None = None  # write the network itself, without any images
     onnx_input: Literal["uint8", "float32"] = "uint8"  # its images: 0 to 255, or floats in [0,1]
@@ -70,9 +72,7 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Images
     files = list_images(config.images)
-    shape = (description["channels"], *2 * [description["image_size"]])
-    memory.check_encoding(network, (min(config.batch_size, len(files)), *shape), device)
-    is_torchvision = description["dataset"] in data.TORCHVISION
+    is_torchvision = description["dataset"] in datasets.TORCHVISION
     chunks = decoding.decode_all(
         list(files),
         sum(files.values()),
@@ -84,9 +84,13 @@ def main(config: Config) -> dict[str, float]:
 
     # ---------------------------------------------------------------- Encoding
     started, rows = time.perf_counter(), []
-    with tracking.progress(len(files), "encoding", is_main=True) as bar, torch.inference_mode():
+    with (
+        out_of_memory("make --batch_size smaller"),
+        tracking.progress(len(files), "encoding", is_main=True) as bar,
+        torch.inference_mode(),
+    ):
         for images in batches(pixels, config.batch_size):  # uint8 (B,C,S,S)
-            images = torch.from_numpy(data.resize(images, description["image_size"]))
+            images = torch.from_numpy(datasets.resize(images, description["image_size"]))
             latents, logits = network(images.to(device))  # (B,D), (B,K)
             probabilities = logits.softmax(dim=1)
             confidences, predictions = probabilities.max(dim=1)
@@ -161,7 +165,7 @@ def load_run(run_dir: Path) -> tuple[Network, dict[str, Any]]:
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is no run: there is no {run_dir / 'config.json'}")
     if runs.finished(run_dir) is None:
-        raise UserError(f"{run_dir} is not finished; go on with --resume {run_dir} first")
+        raise UserError(f"{run_dir} is not finished; resume it first: --resume {run_dir}")
     network = Network(models.load_encoder(run_dir), models.load_classifier(run_dir))
     return network.requires_grad_(False).eval(), read_json(run_dir / "encoder.json")
 
@@ -193,7 +197,7 @@ def readable(
 ) -> Iterator[np.ndarray]:
     """Yield the pixels uint8 (n,C,S,S) of decoded chunks, and append their files to `paths`.
 
-    `UserError`: a file that cannot be read, unless skipped; an image in colour where C is 1.
+    `UserError`: a file that cannot be read, unless skipped; an RGB image where C is 1.
     """
     names = iter(files)
     for pixels, unreadable in chunks:
@@ -204,21 +208,21 @@ def readable(
             raise UserError(f"{name} cannot be read as an image ({reason}); {advice}")
         here = [name for name in here if name not in unreadable]
         if channels == 1:
-            is_coloured = (pixels != pixels[:, :1]).any(axis=(1, 2, 3))
-            if is_coloured.any():
-                name = here[int(is_coloured.argmax())]
+            is_color = (pixels != pixels[:, :1]).any(axis=(1, 2, 3))
+            if is_color.any():
+                name = here[int(is_color.argmax())]
                 raise UserError(
-                    f"{name} has colours, but {config.run} was trained on grey images and would "
-                    "ignore them; convert the image to grey, or take a run on coloured ones"
+                    f"{name} is an RGB image, but {config.run} was trained on grayscale images; "
+                    "convert it to grayscale, or use a run on RGB images"
                 )
         paths += here
         yield pixels[:, :channels]
 
 
 def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Join and cut blocks (n,C,S,S) into batches of `batch_size` images; the last one is shorter.
+    """Regroup blocks (n,C,S,S) into batches of `batch_size` images; the last one may be smaller.
 
-    Blocks without images are fine.
+    Blocks may be empty.
     """
     waiting: list[np.ndarray] = []
     for block in blocks:
@@ -264,7 +268,7 @@ def write_parquet(file: IO, columns: dict[str, np.ndarray], facts: dict[str, Any
 
 
 def class_table(predictions: np.ndarray, confidences: np.ndarray, class_names: np.ndarray) -> str:
-    """How many images were given to each class, most frequent first, as lines of text."""
+    """Number of images per predicted class, most frequent first, as text."""
     counts = np.bincount(predictions, minlength=len(class_names))
     sums = np.bincount(predictions, confidences, minlength=len(class_names))
     order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
@@ -282,10 +286,10 @@ def class_table(predictions: np.ndarray, confidences: np.ndarray, class_names: n
 def export_onnx(
     network: Network, description: dict[str, Any], input_type: str, out: Path
 ) -> dict[str, float]:
-    """Write the network as ONNX: images (B,C,S,S) to latents (B,D) and logits (B,K), any B.
+    """Export the network to ONNX: images (B,C,S,S) to latents (B,D) and logits (B,K), any B.
 
-    `UserError` if what onnxruntime computes from it for 1 and for 7 random images differs from
-    PyTorch by more than 1e-4 (of the largest number, where that exceeds 1); nothing is kept then.
+    `UserError`, and no file, if onnxruntime's outputs for 1 and for 7 random images differ from
+    PyTorch's by more than 1e-4 (relative to the largest value if that exceeds 1).
     """
     import onnx
     import onnxruntime
@@ -293,13 +297,15 @@ def export_onnx(
     shape = (description["channels"], description["image_size"], description["image_size"])
 
     def random_images(count: int) -> Tensor:
-        images = torch.randint(0, 256, (count, *shape), generator=data.generator(count))
+        images = torch.randint(
+            0, 256, (count, *shape), generator=torch.Generator().manual_seed(count)
+        )
         return images.byte() if input_type == "uint8" else images / 255
 
     with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
         program = torch.onnx.export(
             network,
-            (random_images(2),),  # one would be taken for a constant
+            (random_images(2),),  # a batch size of 1 would become a constant
             dynamo=True,
             verbose=False,
             input_names=["images"],
@@ -307,7 +313,7 @@ def export_onnx(
             dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         )
     model = program.model_proto
-    for node in model.graph.node:  # where each comes from, with the paths of this machine
+    for node in model.graph.node:  # source locations, with the paths of this machine
         node.ClearField("metadata_props")
     onnx.helper.set_model_props(model, {"class_names": json.dumps(description["class_names"])})
     content = model.SerializeToString()

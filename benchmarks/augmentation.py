@@ -1,7 +1,7 @@
 """Two random views of each image: ours in batches against one image at a time, and kornia.
 
-The recipe is SimCLR's and SupCon's for small colour images: resized crop, mirror, jitter of four
-colours for 80 %, grey for 20 %, normalised. All have the same cores: image-by-image transforms as
+The recipe is SimCLR's and SupCon's for small color images: resized crop, mirror, jitter of four
+colors for 80 %, gray for 20 %, normalized. All have the same cores: image-by-image transforms as
 many workers as there are cores, batches as many threads. What torchvision and lightly do to PIL
 images begins with `Image.fromarray`, as in torchvision's CIFAR10. That our operations equal
 torchvision's for equal parameters is proved in tests/test_augmentation.py.
@@ -53,7 +53,9 @@ def pictures() -> np.ndarray:
 
 
 def ours(turn: measure.Turn) -> None:
-    from common import augmentation, models, runtime
+    from common import models
+    from common.data import augmentation
+    from common.run import runtime
 
     runtime.start("no", seed=0)
     images = torch.from_numpy(pictures()).permute(0, 3, 1, 2).contiguous().to(measure.DEVICE)

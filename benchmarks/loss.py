@@ -89,8 +89,8 @@ def inputs(count: int) -> tuple[Tensor, Tensor]:
 
 
 def ours(count: int, turn: measure.Turn) -> None:
-    from common import runtime
     from common.losses import supcon_loss
+    from common.run import runtime
 
     runtime.start("no", seed=0)
     small, few = inputs(16)

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-from common import runtime  # noqa: E402
+from common.run import runtime, session  # noqa: E402
 
 DEVICE = torch.device("cuda" if runtime.uses_cuda() else "cpu")
 IS_CPU = DEVICE.type == "cpu"
@@ -258,14 +258,14 @@ def script(turn: Turn, module: Any, **settings: Any) -> None:
         module.main(module.Config(**settings))
 
 
-def long_epochs(module: Any) -> None:
+def long_epochs() -> None:
     """As many steps in an epoch as the turns may want, so that no evaluation falls into one."""
-    module.data.epoch_batches = lambda count, size, *_: torch.randint(0, count, (20_000, size))
+    session.epoch_batches = lambda count, size, *_: torch.randint(0, count, (20_000, size))
 
 
 def arrays(count: int, channels: int, size: int = 32, classes: int = 10) -> Any:
-    """A data set in memory, as `data.load` gives it: random images, not to be learned from."""
-    from common.data import Arrays
+    """A data set in memory, as `datasets.read` returns it, of random images."""
+    from common.data.datasets import Arrays
 
     generator = torch.Generator().manual_seed(0)
 
@@ -391,12 +391,15 @@ def report(
         out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown, the goal beside each ratio."""
-    lines = [("what", "ours", "peer", "ratio", "goal", "met"), ("---",) * 6]
+def table(rows: list[dict], with_goals: bool = True) -> str:
+    """The rows as Markdown, the goal beside each ratio, or only which direction is better."""
+    columns = ("goal", "met") if with_goals else ("better",)
+    lines = [("what", "ours", "peer", "ratio", *columns), ("---",) * (4 + len(columns))]
     for found in rows:
         value = f"{found['value']:.3g}" + (f" ± {found['spread']:.0%}" if found["spread"] else "")
         met = {None: "", True: "yes", False: "**no**"}[found["met"]]
         peer = found["peer"] if found["peer"] == "–" else f"{found['names'][1]}: {found['peer']}"
-        lines.append((found["what"], found["ours"], peer, value, found["goal"] or "–", met))
+        better = {"≥": "higher", "≤": "lower", "": "–"}[found["goal"][:1]]
+        cells = (found["goal"] or "–", met) if with_goals else (better,)
+        lines.append((found["what"], found["ours"], peer, value, *cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,7 +12,7 @@ import functools
 import measure
 import torch
 
-GREY, COLOUR = 1, 3
+GRAY, COLOR = 1, 3
 
 
 def main() -> None:
@@ -20,10 +20,10 @@ def main() -> None:
     place = measure.surroundings()
     rows, times = [], {}
     for settings in (
-        ("supcon", "resnet18", COLOUR, 128),
-        ("ae", "cnn", GREY, 128),
-        ("joint", "cnn", GREY, 128),
-        ("supcon", "cnn", GREY, 256),
+        ("supcon", "resnet18", COLOR, 128),
+        ("ae", "cnn", GRAY, 128),
+        ("joint", "cnn", GRAY, 128),
+        ("supcon", "cnn", GRAY, 256),
     ):
         name, encoder, channels, batch_size = settings
         contenders = {
@@ -31,7 +31,7 @@ def main() -> None:
             "bare": functools.partial(bare, *settings),
         }
         found = measure.alternate(contenders, arguments.rounds, seconds=1.5)
-        what = f"train_{name}.py, {encoder}, {'grey' if channels == GREY else 'colour'}"
+        what = f"train_{name}.py, {encoder}, {'gray' if channels == GRAY else 'color'}"
         times |= {f"{what}, {contender}": taken for contender, taken in found.items()}
         goal = "≤ 1.03" if found["bare"].median > 0.1 else "≤ 1.10"  # a short step shows more
         names = ("script", "bare step")
@@ -46,14 +46,15 @@ def module_of(name: str):
 
 def script(name: str, encoder: str, channels: int, batch_size: int, turn: measure.Turn) -> None:
     module = module_of(name)
-    module.data.load = lambda *_: measure.arrays(20_000, channels)
-    settings = {"dataset": "cifar10" if channels == COLOUR else "mnist"}
-    measure.long_epochs(module)
+    module.datasets.read = lambda *_: measure.arrays(20_000, channels)
+    settings = {"dataset": "cifar10" if channels == COLOR else "mnist"}
+    measure.long_epochs()
     measure.script(turn, module, encoder=encoder, batch_size=batch_size, **settings)
 
 
 def bare(name: str, encoder: str, channels: int, batch_size: int, turn: measure.Turn) -> None:
-    from common import losses, models, runtime
+    from common import losses, models
+    from common.run import runtime
 
     accelerator = runtime.start("auto", seed=0)
     sizes = {"channels": channels, "image_size": 32, "width": None, "blocks": 0}
@@ -68,7 +69,7 @@ def bare(name: str, encoder: str, channels: int, batch_size: int, turn: measure.
         )
         rates = {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True}
     else:
-        network = models.SupConResNet(
+        network = models.SupConNet(
             models.build_encoder(encoder, **sizes, latent_dim=None), projection_dim=128
         )
         images = torch.cat([images, images.flip(-1)])  # two views

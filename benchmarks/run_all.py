@@ -53,12 +53,11 @@ def main() -> int:
     found = [read(path) for name in PROGRAMS if (path := arguments.out / f"{name}.json").exists()]
     if not found:
         raise SystemExit("nothing was measured")
-    text = page_of(found)
-    print("\n" + text)
+    print("\n" + page_of(found, with_goals=True))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     if arguments.write:
-        write(text)
+        write(page_of(found, with_goals=False))
     return 1 if failed else 0
 
 
@@ -81,11 +80,12 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def page_of(found: list[dict]) -> str:
-    """The table of all rows, and what they hold for."""
+def page_of(found: list[dict], with_goals: bool) -> str:
+    """The table of all rows, and the machine and versions that they hold for."""
     rows = [row for program in found for row in program["rows"]]
     wanted = [row["met"] for row in rows if row["met"] is not None]
-    lines = [measure.table(rows), f"\n{sum(wanted)} of {len(wanted)} goals are met.\n"]
+    lines = [measure.table(rows, with_goals), ""]
+    lines += [f"{sum(wanted)} of {len(wanted)} goals are met.\n"] if with_goals else []
     places = {}
     for program in found:
         told = {key: value for key, value in program["surroundings"].items() if key != "load"}

@@ -97,8 +97,8 @@ def joint_step(field: str, size: int, turn: measure.Turn) -> None:
     """The steps of train_joint.py with one of its settings at `size`."""
     import train_joint
 
-    train_joint.data.load = lambda *_: measure.arrays(20_000, 1)
-    measure.long_epochs(train_joint)
+    train_joint.datasets.read = lambda *_: measure.arrays(20_000, 1)
+    measure.long_epochs()
     measure.script(turn, train_joint, dataset="mnist", **{field: size})
 
 
@@ -130,7 +130,7 @@ def make_folder(folder: Path) -> Path:
     """A folder of 6,000 pictures of 64×64 in ten classes, decoded once so that its map is there."""
     from PIL import Image
 
-    from common.folders import load_folder
+    from common.data.folder import load_folder
 
     images = measure.arrays(6000, 3, 64).train_images.transpose(0, 2, 3, 1)
     for number, image in enumerate(images):
@@ -157,7 +157,7 @@ def train_from(folder: Path, in_memory: bool, turn: measure.Turn) -> None:
         return arrays
 
     train_joint.folders.load_folder = loaded
-    measure.long_epochs(train_joint)
+    measure.long_epochs()
     steps = 0
 
     def turn_with_empty_cache() -> None:

@@ -42,17 +42,17 @@ def main() -> None:
 def ours(precision: str, turn: measure.Turn) -> None:
     import train_supcon
 
-    train_supcon.data.load = lambda *_: measure.arrays(BATCH * 200, 3)
+    train_supcon.datasets.read = lambda *_: measure.arrays(BATCH * 200, 3)
     settings = {"dataset": "cifar10", "batch_size": BATCH, "precision": precision}
     measure.script(turn, train_supcon, **settings)
 
 
 def reference(turn: measure.Turn) -> None:
-    from common.models import SupConResNet, build_encoder
+    from common.models import SupConNet, build_encoder
 
     torch.manual_seed(0)
     sizes = {"channels": 3, "image_size": 32, "width": 64, "blocks": 0, "latent_dim": None}
-    network = SupConResNet(build_encoder("resnet18", **sizes), 128)
+    network = SupConNet(build_encoder("resnet18", **sizes), 128)
     network = network.to(measure.DEVICE, memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     while True:

@@ -1,1 +1,1 @@
-"""What the training scripts share; each file answers one question (README, "Where things are")."""
+"""What the scripts share, in rooms; docs/architecture.md has a drawing of them."""

@@ -1,9 +1,9 @@
-"""How does a dataclass become a command line?   parse(Config)
+"""Command lines from dataclasses: `parse(Config)`.
 
-Every field is one flag, or a word in its place if its type is `tyro.conf.Positional`:
-`--batch_size 64`, `--batch-size 64` and `--test=False` all work, so that a W&B sweep can drive each
-of them. Limits stand beside the type (`epochs: Count`), the help text is
-the comment behind the field.
+Every field is one flag, or a positional argument if its type is `tyro.conf.Positional`:
+`--batch_size 64`, `--batch-size 64` and `--test=False` all work, so that a W&B sweep can set each
+of them. Limits are part of the type (`epochs: PositiveInt`), the help text is the comment behind
+the field.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import os
 import sys
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -25,7 +25,7 @@ from common.files import read_json
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The values that a number may take; infinity and NaN never are."""
+    """The range of a number; infinity and NaN are always outside."""
 
     low: float
     high: float = math.inf
@@ -33,13 +33,10 @@ class Limits:
     multiple_of: int = 1
 
     def refuses(self, value: float) -> str | None:
-        """What a right value would be, or None where `value` is one."""
-        wrong = not self.low <= value <= self.high or value == math.inf  # NaN is not between
-        if value == self.low and not self.low_is_allowed:
-            wrong = True
-        if isinstance(value, int) and value % self.multiple_of:
-            wrong = True
-        if not wrong:
+        """What the value must be, or None if it is."""
+        in_range = self.low <= value <= self.high and value < math.inf  # NaN is not
+        excluded = value == self.low and not self.low_is_allowed
+        if in_range and not excluded and not (isinstance(value, int) and value % self.multiple_of):
             return None
         text = f"at least {self.low:g}" if self.low_is_allowed else f"greater than {self.low:g}"
         if self.high < math.inf:
@@ -47,55 +44,95 @@ class Limits:
         return text + (f" and a multiple of {self.multiple_of}" if self.multiple_of > 1 else "")
 
 
-# No use has numbers near these bounds: a slip of the keyboard is named before memory runs out.
-Count = Annotated[int, Limits(1, 1_000_000)]  # epochs, channels, images in a batch
-Batch = Annotated[int, Limits(2, 1_000_000)]  # batch norm wants two images at least
-Natural = Annotated[int, Limits(0, 2**31 - 1)]  # seeds, warm-up epochs
+# Upper bounds are far beyond any use: they catch typing errors before memory runs out.
+PositiveInt = Annotated[int, Limits(1, 1_000_000)]  # epochs, channels, images in a batch
+BatchSize = Annotated[int, Limits(2, 1_000_000)]  # batch norm needs at least two images
+NonNegativeInt = Annotated[int, Limits(0, 2**31 - 1)]  # seeds, warm-up epochs
 ImageSize = Annotated[int, Limits(8, 1024, multiple_of=8)]  # three halvings leave whole pixels
-Positive = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
-NonNegative = Annotated[float, Limits(0, 1e6)]  # weight decay
+PositiveFloat = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
+NonNegativeFloat = Annotated[float, Limits(0, 1e6)]  # weight decay
 Fraction = Annotated[float, Limits(0, 1)]  # shares, alpha
 Draws = Annotated[int, Limits(1, 100)]  # repetitions of a probe
-Points = Annotated[int, Limits(10, 2000)]  # of a map on a page: 2,000 are drawn without a delay
+Points = Annotated[int, Limits(10, 2000)]  # of a map; browsers draw 2,000 without a delay
 
-# What a continued run may be told anew; everything else would make it another run.
+Blocks = Annotated[int, Limits(0, 100)]  # of a network, per stage
+Views = Annotated[int, Limits(1, 100)]  # of an image
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
+EncoderName = Literal["cnn", "resnet18", "resnet34", "resnet50"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The flags that all training scripts share."""
+
+    # Data
+    dataset: DatasetName = "digits"  # which images; folder: your own
+    data_dir: str = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
+    image_size: ImageSize = 32  # pixels a side
+    limit_train: BatchSize | None = None  # take only so many training images, for a quick try
+    skip_unreadable: bool = False  # folder: leave out images that cannot be read
+    # Model
+    encoder: EncoderName = "cnn"  # the network in front of the latents
+    width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the ResNets
+    blocks: Blocks = 0  # residual blocks per stage of the cnn (and of the decoder)
+    # Evaluation
+    evaluate_every: PositiveInt = 1  # epochs between two evaluations on the validation images
+    knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors
+    tsne_images: PositiveInt = 2000  # test images in the t-SNE picture
+    test: bool = True  # evaluate on the test images at the end; False in sweeps
+    # Run
+    epochs: PositiveInt = 20  # passes over the training images
+    seed: NonNegativeInt = 0  # of the weights, the order of the images and their augmentation
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
+    compile: bool = False  # torch.compile the network
+    log_every: PositiveInt = 50  # steps between two rows of train/loss
+    run_dir: str | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
+    resume: str | None = None  # resume the run in this folder, or start there
+    project: str = "latent-spaces"  # of W&B
+    tags: str = ""  # of W&B, separated by commas
+    tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
+
+
+# Flags that may change when a run is resumed.
 FREE_ON_RESUME = ("resume", "run_dir", "data_dir", "tracking")
+RENAMED = {("augment", "light"): "crop_flip"}  # values of settings in older runs
 
 ConfigType = TypeVar("ConfigType")
 
 
 def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> ConfigType:
-    """Read the command line into a frozen dataclass; with `--resume RUN`, on top of RUN's own.
+    """Parse the command line into a frozen dataclass; with `--resume RUN`, RUN's are the defaults.
 
     Args:
         config_class: a frozen dataclass of scalars and `Literal`s, one flag per field; one
-            without the field `resume` has no runs to continue.
-        args: words of the command line; None reads `sys.argv`.
+            without the field `resume` cannot be resumed.
+        args: command-line arguments; None reads `sys.argv`.
 
     Raises:
         UserError: a number outside its limits; a text that is empty or unprintable; a flag that
-            contradicts the run to be continued.
-        SystemExit: what tyro itself refuses (unknown flags, words for numbers), with its own text.
+            contradicts the run to be resumed.
+        SystemExit: tyro's own errors (unknown flags, text instead of numbers), with tyro's message.
     """
     config = _checked(_command_line(config_class, args, default=None))
     if getattr(config, "resume", None) is not None:
         if config.run_dir is not None:
             raise UserError("--resume names the run folder already; leave --run_dir out")
         if (Path(config.resume) / "config.json").exists():
-            config = _checked(_continued(config_class, args, Path(config.resume)))
+            config = _checked(_resumed(config_class, args, Path(config.resume)))
     return config
 
 
 def _checked(config: ConfigType) -> ConfigType:
-    """The same, if every number is within its limits and every text can be a name."""
+    """`config`, if every number is within its limits and every text can be a name."""
     for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
-        right = None if value is None else limits.refuses(value)
-        if right:
-            raise UserError(f"--{name} {value} is out of range: it must be {right}")
+        rule = None if value is None else limits.refuses(value)
+        if rule:
+            raise UserError(f"--{name} {value} is out of range: it must be {rule}")
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        is_list = field.default == ""  # of tags: may be empty, or longer than a file's name
+        is_list = field.default == ""  # tags: may be empty, or longer than a file name
         for text in value if isinstance(value, tuple) else [value]:
             if isinstance(text, str) and (wrong := _wrong_text(text, is_list)):
                 raise UserError(f"--{field.name} {wrong}")
@@ -103,7 +140,7 @@ def _checked(config: ConfigType) -> ConfigType:
 
 
 def _wrong_text(text: str, is_list: bool) -> str | None:
-    """Why no file, and no project of W&B, can be called so; None where one can."""
+    """Why this cannot be the name of a file or a W&B project; None if it can."""
     if not text.strip():
         return None if is_list else "is empty; name one, or leave the flag out"
     if any(unicodedata.category(letter) == "Cc" for letter in text):
@@ -130,8 +167,8 @@ def _command_line(config_class: type, args: Sequence[str] | None, default: Any) 
     )
 
 
-def _continued(config_class: type, args: Sequence[str] | None, run_dir: Path) -> Any:
-    """The configuration of the run in `run_dir`, if the command line does not contradict it."""
+def _resumed(config_class: type, args: Sequence[str] | None, run_dir: Path) -> Any:
+    """The configuration of the run in `run_dir`; `UserError` if the command line contradicts it."""
     settings = read_json(run_dir / "config.json")
     settings = settings.get("settings") if isinstance(settings, dict) else None
     if not isinstance(settings, dict):
@@ -140,8 +177,9 @@ def _continued(config_class: type, args: Sequence[str] | None, run_dir: Path) ->
     if set(settings) != fields:
         odd = ", ".join(sorted(set(settings) ^ fields))
         raise UserError(f"{run_dir} was made by another script or version (fields: {odd})")
+    settings = renamed(settings)
     stored = config_class(**settings | {"resume": str(run_dir), "run_dir": None})
-    # Parsed on top of the stored values, only what the user typed can differ from them.
+    # with the stored values as defaults, only flags on the command line can differ from them
     config = _command_line(config_class, args, default=stored)
     config = dataclasses.replace(config, resume=str(run_dir))
     differences = [
@@ -151,14 +189,19 @@ def _continued(config_class: type, args: Sequence[str] | None, run_dir: Path) ->
     ]
     if differences:
         raise UserError(
-            f"{run_dir} cannot go on with {', '.join(differences)}; "
+            f"{run_dir} cannot be resumed with {', '.join(differences)}; "
             "leave these flags out, or start a new run"
         )
     return config
 
 
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run with this version's names of values."""
+    return {name: RENAMED.get((name, str(value)), value) for name, value in settings.items()}
+
+
 def _limits(config_class: type) -> dict[str, Limits]:
-    """The limits of each field that has them, also inside `Count | None`."""
+    """The limits of each field that has some, also inside `PositiveInt | None`."""
     found = {}
     for name, hint in typing.get_type_hints(config_class, include_extras=True).items():
         for option in (hint, *typing.get_args(hint)):

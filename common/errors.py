@@ -1,6 +1,8 @@
-"""The one error that is shown without a trace: the user can mend it."""
+"""`UserError`, the one error that is shown without a trace, and what becomes one."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 class UserError(SystemExit):
@@ -18,3 +20,18 @@ class UserError(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextlib.contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """A block in which memory that runs out, on CPU or GPU, is a `UserError` with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for the CPU
+        text = str(error)
+        if not isinstance(error, MemoryError) and not (
+            "out of memory" in text or "can't allocate memory" in text or "overflow" in text
+        ):
+            raise
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise UserError(f"memory ran out ({reason}); {advice}") from None

@@ -1,9 +1,9 @@
-"""What do we minimise?   reconstruction, probability and contrastive losses of tensors
+"""Loss functions: reconstruction, probability MAE, supervised contrastive.
 
 reconstruction_loss(reconstructions, images, alpha)    alpha * MSE + (1 - alpha) * MAE
 probability_mae(logits, labels)                        mean |softmax(logits) - one-hot|
 supcon_loss(embeddings, labels, temperature)           supervised contrastive; SimCLR without labels
-supcon_floor, supcon_collapse                          the two lines to draw beside supcon_loss
+supcon_floor, supcon_collapse                          reference values of supcon_loss
 """
 
 import math
@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # exp((z_i·z_j - 1) / temperature) lies in [exp(-2 / temperature), 1] for unit vectors. As long as
-# its lower end is a normal number, no maximum has to be looked for: about exp(-80) in float32,
+# its lower end is a normal number, no maximum has to be subtracted: about exp(-80) in float32,
 # exp(-667) in float64.
 LOWEST_TEMPERATURE_FLOAT32 = 0.025
 LOWEST_TEMPERATURE = 0.003
 
-ROWS_ON_CPU = 256  # a block of rows then stays in the cache at usual batch sizes
-CELLS_AT_ONCE_ON_CPU = 2**20  # so few similarities are quicker in one piece than in blocks
+ROWS_ON_CPU = 256  # such a block of rows fits into the cache at usual batch sizes
+CELLS_AT_ONCE_ON_CPU = 2**20  # up to so many similarities, one block is faster than several
 CELLS_ON_ACCELERATOR = 2**25  # 128 MiB of float32: few launches, little memory
 
 
@@ -115,7 +115,7 @@ def supcon_loss(
         raise ValueError(f"temperature must be at least {LOWEST_TEMPERATURE}, not {temperature}")
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, not {block_size}")
-    if labels is None:  # numbers that no other process gives
+    if labels is None:  # unique over all processes
         labels = torch.arange(batch_size, device=embeddings.device) + batch_size * _rank()
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     needed = torch.float32 if temperature >= LOWEST_TEMPERATURE_FLOAT32 else torch.float64
@@ -164,7 +164,7 @@ class _SupConLoss(torch.autograd.Function):
 
         block_size = block_size or _default_block_size(local, everything)
         block_size = min(block_size, len(local))
-        memory = local.new_empty(2, block_size * len(everything))  # fresh pages cost more than exp
+        memory = local.new_empty(2, block_size * len(everything))  # reused: faster
 
         def blocks() -> Iterator[tuple[slice, int, Tensor]]:
             shift = local.new_tensor(-1 / temperature)
@@ -190,7 +190,7 @@ class _SupConLoss(torch.autograd.Function):
             inverse = torch.where(has_positive, 1 / row_sums, 0)  # (n,)
             all_inverse = _gather(inverse)  # (N,)
             gradient = -2 * mean_positive  # (n,D)
-            # a single block is still there, several are computed once more
+            # a single block is still in memory, several are recomputed
             again = blocks() if block_size < len(local) else [(rows, left, block)]
             for rows, left, block in again:
                 weights = memory[1, : block.numel()].view(block.shape)
@@ -210,7 +210,7 @@ class _SupConLoss(torch.autograd.Function):
 
 
 def _default_block_size(local: Tensor, everything: Tensor) -> int:
-    """Rows of similarities to hold at once: quick on a CPU's cache, few launches elsewhere."""
+    """Rows of similarities to hold at once: they fit a CPU's cache; few launches elsewhere."""
     if local.device.type != "cpu":
         return max(1, CELLS_ON_ACCELERATOR // len(everything))
     at_once = len(local) * len(everything) <= CELLS_AT_ONCE_ON_CPU

@@ -1,11 +1,13 @@
-"""What do the networks compute?   encoders, decoder, heads, and how a trained encoder is kept
+"""The networks: encoders, decoder, heads; saving and loading of trained ones.
 
-An encoder maps normalised images (B,C,S,S) to latents (B,D); `load_encoder` gives one back.
+An encoder maps normalized images (B,C,S,S) to latents (B,D); `load_encoder` gives one back.
 """
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,33 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import read_json, write, write_json
 
-EncoderName = Literal["cnn", "resnet18", "resnet34", "resnet50"]
 DEFAULT_WIDTH = {"cnn": 32, "resnet18": 64, "resnet34": 64, "resnet50": 64}
-LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or torn file
+LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+
+
+def build(network: Callable[[], nn.Module], advice: str) -> nn.Module:
+    """Return `network()`; `UserError` if training it takes more memory than this machine has.
+
+    Counts float32 weights, gradients and AdamW's two moments, on torch's meta device, so that
+    nothing is allocated for a network that is refused. `advice` names the flags to lower.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            needed = 16 * sum(parameter.numel() for parameter in network().parameters())
+    except RuntimeError:  # the size overflows int64
+        needed = math.inf
+    if needed > (total := total_memory()):
+        raise UserError(
+            f"training this network takes at least {needed / 2**30:,.0f} GiB of memory, and this "
+            f"machine has {total / 2**30:,.0f} GiB: make {advice} smaller"
+        )
+    return network()
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Preprocess(nn.Module):
@@ -35,9 +60,9 @@ class Preprocess(nn.Module):
         images = images / 255 if images.dtype == torch.uint8 else images
         return (images - self.mean) / self.std
 
-    def invert(self, normalised: Tensor) -> Tensor:
-        """Normalised images back to [0,1], clipped to it."""
-        return (normalised * self.std + self.mean).clamp(0, 1)
+    def invert(self, normalized: Tensor) -> Tensor:
+        """Normalized images back to [0,1], clipped to it."""
+        return (normalized * self.std + self.mean).clamp(0, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -132,7 +157,7 @@ class ResNet(nn.Module):
 
 
 def _fastest_format(width: int) -> torch.memory_format:
-    # below 16 channels oneDNN 3.12 writes past its memory in a strided 1×1's backward pass
+    # below 16 channels oneDNN 3.12 writes out of bounds in the backward pass of a strided 1×1
     return torch.contiguous_format if width % 16 else torch.channels_last
 
 
@@ -147,12 +172,10 @@ def build_encoder(
 ) -> EncoderCNN | ResNet:
     """The encoder of that name; `width` None is the usual one (32 for cnn, 64 for the ResNets)."""
     width = width or DEFAULT_WIDTH[encoder]
-    if blocks > 100:
-        raise UserError(f"--blocks {blocks} is too deep; take at most 100 per stage")
     if encoder == "cnn":
         return EncoderCNN(channels, image_size, width, blocks, latent_dim)
     if blocks:
-        raise UserError(f"--blocks is a dial of --encoder cnn; leave it out with {encoder}")
+        raise UserError(f"--blocks applies to --encoder cnn only; leave it out with {encoder}")
     return ResNet(encoder, channels, width, latent_dim)
 
 
@@ -198,9 +221,9 @@ class Autoencoder(nn.Module):
 def build_autoencoder(
     encoder: str, *, channels: int, image_size: int, width: int | None, blocks: int, latent_dim: int
 ) -> Autoencoder:
-    """An encoder of that name before the decoder that mirrors the plain one.
+    """An encoder of that name with the decoder that mirrors the cnn.
 
-    The decoder is as wide as the cnn; before a ResNet of width w it has w/2, usually 32 as well.
+    The decoder has the width of the cnn, or half the width of a ResNet (usually 32 in both cases).
     """
     sizes = {"channels": channels, "image_size": image_size, "width": width, "blocks": blocks}
     network = build_encoder(encoder, **sizes, latent_dim=latent_dim)
@@ -221,7 +244,7 @@ class JointClassifier(nn.Module):
         return self.classifier(self.encoder(images))
 
 
-class SupConResNet(nn.Module):
+class SupConNet(nn.Module):
     """Encoder and projection head: images (B,C,S,S) to embeddings (B,P), float32, of unit length.
 
     The head is an MLP with one hidden layer (Khosla et al. 2020, section 3.1).
@@ -255,9 +278,9 @@ class MLPClassifier(nn.Sequential):
 
 
 def save_encoder(run_dir: Path, encoder: nn.Module, description: dict[str, Any]) -> None:
-    """Write RUN/encoder.safetensors and RUN/encoder.json, all that `load_encoder` needs.
+    """Write RUN/encoder.safetensors and RUN/encoder.json for `load_encoder`.
 
-    `description` holds the arguments of `build_encoder`, "mean" and "std", and what else is known.
+    `description` holds the arguments of `build_encoder`, "mean", "std" and further facts.
     """
     save_weights(run_dir / "encoder.safetensors", encoder)
     write_json(run_dir / "encoder.json", description)
@@ -285,7 +308,7 @@ def load_classifier(run_dir: str | Path) -> nn.Module:
         state = load_file(Path(run_dir) / "classifier.safetensors")
         if "weight" in state:
             classifier = nn.Linear(*state["weight"].T.shape)
-        else:  # dropout does nothing in eval mode
+        else:  # the value of dropout does not matter in eval mode
             classifier = MLPClassifier(*state["0.weight"].T.shape, len(state["8.bias"]), dropout=0)
         classifier.load_state_dict(state)
     except LOAD_ERRORS as error:
@@ -296,5 +319,5 @@ def load_classifier(run_dir: str | Path) -> nn.Module:
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write a module's state as safetensors, atomically."""
     state = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    # one entry: the order of several is drawn anew each time, and equal runs give equal files
+    # a single entry: safetensors writes several in random order, so equal files would differ
     write(path, save(state, metadata={"format": "pt"}))

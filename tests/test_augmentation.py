@@ -9,10 +9,10 @@ import torchvision.transforms.v2.functional as reference
 from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode
 
-from common import augmentation, colours
+from common.data import augmentation, color
 
 SIZE = 32
-COLOURS = torch.tensor(
+COLORS = torch.tensor(
     [
         *([0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]),
         *([0, 1, 1], [1, 0, 1], [1e-6, 0, 0], [0.3, 0.3, 0.3000001]),
@@ -38,9 +38,9 @@ def uniform(low: float, high: float, *shape: int, seed: int = 1) -> torch.Tensor
 
 
 def pictures(batch_size: int, channels: int = 3, size: int = 12) -> torch.Tensor:
-    """Noise with a line of black, white, grey, pure and nearly grey pixels; two plain images."""
+    """Noise with a line of black, white, gray, pure and nearly gray pixels; two plain images."""
     images = torch.rand((batch_size, channels, size, size), generator=seeded(7))
-    images.flatten(2)[:, :, : len(COLOURS)] = COLOURS[:, :channels].T
+    images.flatten(2)[:, :, : len(COLORS)] = COLORS[:, :channels].T
     images[0], images[1] = 0, 1
     return images
 
@@ -64,7 +64,7 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_each_colour_operation_equals_torchvision(name, channels):
+def test_each_color_operation_equals_torchvision(name, channels):
     images = pictures(200, channels)
     if name == "hue":
         factors = uniform(-0.5, 0.5, 200)
@@ -73,36 +73,34 @@ def test_each_colour_operation_equals_torchvision(name, channels):
         factors, extremes = uniform(0, 3, 200), torch.tensor([0.0, 1.0, 2.0, 0.5, 10.0])
     factors[: 10 * len(extremes)] = extremes.repeat(10)
     if name == "hue":
-        actual = colours.adjust_hue_(images.clone(), factors)
+        actual = color.adjust_hue_(images.clone(), factors)
     else:
-        operation = torch.full((200,), getattr(colours, name.upper()))
-        actual = colours.blend_(images.clone(), factors, operation)
+        operation = torch.full((200,), getattr(color, name.upper()))
+        actual = color.blend_(images.clone(), factors, operation)
     expected = one_by_one(getattr(reference, f"adjust_{name}"), images, factors.tolist())
     assert_equal(actual, expected)
 
 
-def test_colours_alone_leave_the_callers_images_alone():
+def test_colors_alone_leave_the_callers_images_alone():
     images = pictures(30)
     before = images.clone()
     everybody = torch.ones(30, dtype=torch.bool)
-    factors, order = colours.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
-    chosen = {"jitters": everybody, "factors": factors, "order": order, "greys": everybody}
+    factors, order = color.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
+    chosen = {"jitters": everybody, "factors": factors, "order": order, "grayscale": everybody}
     drawn = augmentation.Draw(30, images.shape[-1], **chosen)
     assert not torch.equal(augmentation.apply(images, drawn), before)
     assert torch.equal(images, before)
 
 
-def test_grey_equals_torchvision():
+def test_gray_equals_torchvision():
     images = pictures(10)
-    assert_equal(
-        colours.rgb_to_grayscale(images), reference.rgb_to_grayscale(images, 3), tolerance=0
-    )
+    assert_equal(color.rgb_to_grayscale(images), reference.rgb_to_grayscale(images, 3), tolerance=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colour_jitter_equals_torchvision_in_each_images_own_order(channels):
+def test_color_jitter_equals_torchvision_in_each_images_own_order(channels):
     images = pictures(300, channels)
-    factors, order = colours.draw_jitter(300, (0.8, 0.8, 0.8, 0.5), seeded())
+    factors, order = color.draw_jitter(300, (0.8, 0.8, 0.8, 0.5), seeded())
     jitters = torch.rand(300, generator=seeded(3)) < 0.8
     operations = [
         reference.adjust_brightness,
@@ -118,12 +116,12 @@ def test_colour_jitter_equals_torchvision_in_each_images_own_order(channels):
 
     assert len(set(map(tuple, order.tolist()))) == math.factorial(4)
     expected = one_by_one(jitter, images, jitters.tolist(), factors.tolist(), order.tolist())
-    actual = colours.color_jitter_(images.clone(), jitters, factors, order)
+    actual = color.color_jitter_(images.clone(), jitters, factors, order)
     assert_equal(actual, expected, tolerance=1e-5)
     assert torch.equal(actual[~jitters], images[~jitters])
     assert (actual - images)[jitters].abs().mean() > 0.1
     nobody = torch.zeros(300, dtype=torch.bool)
-    actual = colours.color_jitter_(images.clone(), nobody, factors, order)
+    actual = color.color_jitter_(images.clone(), nobody, factors, order)
     assert torch.equal(actual, images)
 
 
@@ -197,28 +195,28 @@ def test_flip_and_to_float_equal_torchvision():
 @pytest.mark.parametrize("side", [1, 4, 5, 30])
 def test_cutout_equals_torchvisions_erase(side):
     images = pictures(144)
-    centres = torch.cartesian_prod(torch.arange(12), torch.arange(12))
+    centers = torch.cartesian_prod(torch.arange(12), torch.arange(12))
 
-    def erased(image, centre):  # which takes no square that leaves the image
-        first, last = (centre - side // 2).clamp(min=0), (centre - side // 2 + side).clamp(max=12)
-        blank = torch.tensor(0.5)
-        return reference.erase(image, *first.tolist(), *(last - first).tolist(), blank)
+    def erased(image, center):  # which takes no square that leaves the image
+        first, last = (center - side // 2).clamp(min=0), (center - side // 2 + side).clamp(max=12)
+        fill = torch.tensor(0.5)
+        return reference.erase(image, *first.tolist(), *(last - first).tolist(), fill)
 
-    expected = one_by_one(erased, images, centres)
-    assert torch.equal(augmentation.cutout(images, centres, side, 0.5), expected)
-
-
-CASES = [(kind, flip, colour) for kind in get_args(augmentation.Kind)
-         for flip in (False, True) for colour in (False, True)]  # fmt: skip
+    expected = one_by_one(erased, images, centers)
+    assert torch.equal(augmentation.cutout(images, centers, side, 0.5), expected)
 
 
-@pytest.mark.parametrize("kind, flip, colour", CASES)
-def test_a_pipeline_keeps_shape_and_range_and_depends_on_the_seed_alone(kind, flip, colour):
+CASES = [(kind, flip, color) for kind in get_args(augmentation.Kind)
+         for flip in (False, True) for color in (False, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, flip, color", CASES)
+def test_a_pipeline_keeps_shape_and_range_and_depends_on_the_seed_alone(kind, flip, color):
     def view(images, seed):
-        drawn = augmentation.draw(kind, 64, SIZE, seeded(seed), flip, colour)
+        drawn = augmentation.draw(kind, 64, SIZE, seeded(seed), flip, color)
         return augmentation.apply(images, drawn), drawn
 
-    images = pictures(64, 3 if colour else 1, SIZE).mul(255).round().to(torch.uint8)
+    images = pictures(64, 3 if color else 1, SIZE).mul(255).round().to(torch.uint8)
     before = images.clone()
     whole, drawn = view(images, 0)
     assert whole.shape == images.shape and whole.dtype == torch.float32
@@ -256,20 +254,20 @@ def test_strength_zero_changes_nothing():
     assert_equal(augmentation.resized_crop(images, boxes), images, tolerance=1e-5)
     still = torch.zeros(40)
     assert_equal(augmentation.affine(images, still, torch.zeros(40, 2)), images, tolerance=1e-5)
-    factors, order = colours.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
+    factors, order = color.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
     everybody = torch.ones(40, dtype=torch.bool)
-    actual = colours.color_jitter_(images.clone(), everybody, factors, order)
+    actual = color.color_jitter_(images.clone(), everybody, factors, order)
     assert_equal(actual, images)
 
 
-@pytest.mark.parametrize("kind", ["light", "affine", "contrastive"])
-@pytest.mark.parametrize("colour", [False, True])
-def test_only_flip_mirrors(kind, colour):
+@pytest.mark.parametrize("kind", ["crop_flip", "affine", "contrastive"])
+@pytest.mark.parametrize("color", [False, True])
+def test_only_flip_mirrors(kind, color):
     # dark to the left, bright to the right: only a mirror can turn the slope round
-    images = torch.linspace(0.2, 0.8, SIZE).expand(500, 3 if colour else 1, SIZE, SIZE)
+    images = torch.linspace(0.2, 0.8, SIZE).expand(500, 3 if color else 1, SIZE, SIZE)
 
     def shares(flip):
-        drawn = augmentation.draw(kind, 500, SIZE, seeded(), flip, colour)
+        drawn = augmentation.draw(kind, 500, SIZE, seeded(), flip, color)
         columns = augmentation.apply(images, drawn)[..., 8:-8, 8:-8].mean(dim=(1, 2))
         slope = (columns[:, -1] - columns[:, 0]).sign()
         return (slope < 0).float().mean(), (slope > 0).float().mean()
@@ -281,11 +279,12 @@ def test_only_flip_mirrors(kind, colour):
 
 
 @pytest.mark.parametrize(
-    "kind, kept, least", [("light", 0.95, 0.8), ("affine", 0.92, 0.65), ("contrastive", 0.85, 0.6)]
+    "kind, kept, least",
+    [("crop_flip", 0.95, 0.8), ("affine", 0.92, 0.65), ("contrastive", 0.85, 0.6)],
 )
 def test_digits_keep_background_and_ink(kind, kept, least):
     images = digits()
-    drawn = augmentation.draw(kind, len(images), SIZE, seeded(), flip=False, colour=False)
+    drawn = augmentation.draw(kind, len(images), SIZE, seeded(), flip=False, color=False)
     changed = augmentation.apply(images, drawn)
     zoom = 1.0 if drawn.boxes is None else drawn.boxes[:, 2:].prod(dim=1) / SIZE**2
     share = zoom * changed.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
@@ -303,10 +302,10 @@ def within_binomial(share: torch.Tensor, probability: float, count: int) -> bool
 
 def test_draws_follow_their_distributions():
     count = 10_000
-    drawn = augmentation.draw("contrastive", count, SIZE, seeded(), flip=True, colour=True)
-    for chosen, probability in [(drawn.flips, 0.5), (drawn.jitters, 0.8), (drawn.greys, 0.2)]:
+    drawn = augmentation.draw("contrastive", count, SIZE, seeded(), flip=True, color=True)
+    for chosen, probability in [(drawn.flips, 0.5), (drawn.jitters, 0.8), (drawn.grayscale, 0.2)]:
         assert within_binomial(chosen.float().mean(), probability, count)
-    both = drawn.jitters & drawn.greys
+    both = drawn.jitters & drawn.grayscale
     assert within_binomial(both.float().mean(), 0.16, count)
     low, high = torch.tensor([0.6, 0.6, 0.6, -0.1]), torch.tensor([1.4, 1.4, 1.4, 0.1])
     assert (drawn.factors >= low).all() and (drawn.factors <= high).all()
@@ -329,25 +328,25 @@ def test_draws_follow_their_distributions():
 
 
 def test_factors_are_never_negative():
-    factors, _ = colours.draw_jitter(1000, (2.0, 3.0, 4.0, 0.5), seeded())
+    factors, _ = color.draw_jitter(1000, (2.0, 3.0, 4.0, 0.5), seeded())
     assert factors[:, :3].min() >= 0 and (factors[:, 3].abs() <= 0.5).all()
     assert (factors.amax(dim=0) > torch.tensor([2.9, 3.9, 4.8, 0.49])).all()
 
 
 @pytest.mark.parametrize(
-    "kind, colour", [("contrastive", False), ("affine", False), ("affine", True)]
+    "kind, color", [("contrastive", False), ("affine", False), ("affine", True)]
 )
-def test_images_are_turned_and_shifted_a_little(kind, colour):
-    drawn = augmentation.draw(kind, 5000, SIZE, seeded(), flip=False, colour=colour)
-    assert drawn.jitters is None and drawn.greys is None and drawn.flips is None
+def test_images_are_rotated_and_shifted_a_little(kind, color):
+    drawn = augmentation.draw(kind, 5000, SIZE, seeded(), flip=False, color=color)
+    assert drawn.jitters is None and drawn.grayscale is None and drawn.flips is None
     for values, limit in [(drawn.angles, 15), (drawn.shifts, 2)]:
         assert -limit <= values.min() < -0.99 * limit and 0.99 * limit < values.max() <= limit
         assert abs(values.mean()) < 0.05 * limit
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_affine_zooms_in_and_out_alike_about_the_middle(colour):
-    drawn = augmentation.draw("affine", 5000, SIZE, seeded(), flip=False, colour=colour)
+@pytest.mark.parametrize("color", [False, True])
+def test_affine_zooms_in_and_out_alike_about_the_middle(color):
+    drawn = augmentation.draw("affine", 5000, SIZE, seeded(), flip=False, color=color)
     top, left, height, width = drawn.boxes.unbind(1)
     assert torch.allclose(top + height / 2, torch.full_like(top, SIZE / 2))
     assert torch.allclose(left + width / 2, torch.full_like(left, SIZE / 2))
@@ -380,23 +379,23 @@ def test_boxes_that_never_fit_are_the_whole_image():
     assert torch.equal(boxes, torch.tensor([0.0, 0, SIZE, SIZE]).expand(5, 4))
 
 
-def test_light_offsets_reach_every_place():
-    for colour, margin in [(True, 4), (False, 2)]:
-        drawn = augmentation.draw("light", 2000, SIZE, seeded(), flip=False, colour=colour)
-        assert drawn.flips is None and drawn.margin == margin and drawn.reflect == colour
-        assert set(drawn.offsets.flatten().tolist()) == set(range(2 * margin + 1))
+def test_crop_flip_offsets_reach_every_place():
+    for is_rgb, padding in [(True, 4), (False, 2)]:
+        drawn = augmentation.draw("crop_flip", 2000, SIZE, seeded(), flip=False, color=is_rgb)
+        assert drawn.flips is None and drawn.padding == padding and drawn.reflect == is_rgb
+        assert set(drawn.offsets.flatten().tolist()) == set(range(2 * padding + 1))
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_cutout_is_light_with_one_hole_anywhere(colour):
-    images = torch.full((5000, 3 if colour else 1, SIZE, SIZE), 0.8)
-    drawn = augmentation.draw("cutout", 5000, SIZE, seeded(), flip=False, colour=colour)
-    light = augmentation.draw("light", 5000, SIZE, seeded(), flip=False, colour=colour)
-    assert torch.equal(drawn.offsets, light.offsets)
-    assert drawn.centres.amin() == 0 and drawn.centres.amax() == SIZE - 1
-    changed, whole = (augmentation.apply(images, d) for d in (drawn, light))
+@pytest.mark.parametrize("color", [False, True])
+def test_cutout_is_crop_flip_with_one_hole_anywhere(color):
+    images = torch.full((5000, 3 if color else 1, SIZE, SIZE), 0.8)
+    drawn = augmentation.draw("cutout", 5000, SIZE, seeded(), flip=False, color=color)
+    cropped = augmentation.draw("crop_flip", 5000, SIZE, seeded(), flip=False, color=color)
+    assert torch.equal(drawn.offsets, cropped.offsets)
+    assert drawn.centers.amin() == 0 and drawn.centers.amax() == SIZE - 1
+    changed, whole = (augmentation.apply(images, d) for d in (drawn, cropped))
     holes = (changed != whole).all(dim=1)  # (B,S,S)
-    assert (changed[:, 0][holes] == (0.5 if colour else 0)).all()
+    assert (changed[:, 0][holes] == (0.5 if color else 0)).all()
     assert torch.equal(changed[:, 0][~holes], whole[:, 0][~holes])
     sides = holes.any(dim=2).sum(1), holes.any(dim=1).sum(1)
     assert 10 <= holes.sum(dim=(1, 2)).float().sqrt().mean() <= 12
@@ -404,10 +403,10 @@ def test_cutout_is_light_with_one_hole_anywhere(colour):
 
 
 def test_what_does_not_fit_together_is_refused():
-    drawn = augmentation.draw("contrastive", 4, SIZE, seeded(), flip=False, colour=True)
+    drawn = augmentation.draw("contrastive", 4, SIZE, seeded(), flip=False, color=True)
     with pytest.raises(ValueError, match="the draw is for"):
         augmentation.apply(pictures(5, 3, SIZE), drawn)
     with pytest.raises(ValueError, match="the draw is for"):
         augmentation.apply(pictures(4, 3, 16), drawn)
     with pytest.raises(ValueError, match="unknown kind"):
-        augmentation.draw("heavy", 4, SIZE, seeded(), flip=False, colour=True)
+        augmentation.draw("heavy", 4, SIZE, seeded(), flip=False, color=True)

@@ -98,10 +98,13 @@ def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
     place = {"device": "a CPU", "cores": 2, "threads": 2, "load": 0.1, "python": "3"}
     place |= {"versions": {"torch": "2"}, "commit": "abc"}
     rows = [measure.claim("one", 1.0, "≥ 1", "1 s"), measure.claim("two", 1.0, "≤ 0.5", "1 s")]
-    run_all.write(run_all.page_of([{"program": "p", "surroundings": place, "rows": rows}]))
+    found = [{"program": "p", "surroundings": place, "rows": rows}]
+    assert "1 of 2 goals are met" in run_all.page_of(found, with_goals=True)
+    run_all.write(run_all.page_of(found, with_goals=False))
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{run_all.BEGIN}") and text.endswith(f"{run_all.END}after\n")
-    assert "1 of 2 goals are met" in text and "old" not in text
+    assert "| two | 1 s | – | 1 | lower |" in text and "old" not in text
+    assert "goal" not in text
     page.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
         run_all.write("text")

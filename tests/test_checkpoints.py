@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 
-from common import checkpoints
 from common.errors import UserError
+from common.run import checkpoints
 
 
 def make_state(value: float) -> dict:

@@ -14,10 +14,12 @@ import compare
 import train_ae
 import train_joint
 import train_supcon
-from common import comparison, data, probes, robustness, runs
 from common.config import parse
+from common.data import corruptions, datasets
 from common.errors import UserError
+from common.evaluation import comparison, probes
 from common.files import read_json, write_json
+from common.run import runs
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--limit_train=256", "--epochs=2", "--batch_size=32", "--width=8", "--tsne_images=40")
@@ -34,10 +36,10 @@ def fresh() -> None:
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
 
 
-def run(*folders: Path, out: Path, words=()) -> dict:
+def run(*folders: Path, out: Path, args=()) -> dict:
     fresh()
     names = [str(folder) for folder in folders]
-    return compare.main(parse(compare.Config, [*names, f"--out={out}", *QUICK, *words]))
+    return compare.main(parse(compare.Config, [*names, f"--out={out}", *QUICK, *args]))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def made(tmp_path_factory) -> Path:
     """A folder with one tiny run of each method, joint with two seeds."""
     folder = tmp_path_factory.mktemp("runs")
     for name, (script, own) in SCRIPTS.items():
-        words = [*TINY, *own, "--tracking=disabled", f"--run_dir={folder / name}"]
-        script.main(parse(script.Config, words))
+        args = [*TINY, *own, "--tracking=disabled", f"--run_dir={folder / name}"]
+        script.main(parse(script.Config, args))
         fresh()
     config = read_json(folder / "joint-1/config.json")
     write_json(folder / "joint-1/config.json", config | {"resumed": [{"rows": 3, "commit": "abc"}]})
@@ -90,7 +92,7 @@ def test_the_folder_holds_all_that_was_found(compared):
     ]
 
 
-def test_every_space_has_the_same_yardsticks(compared):
+def test_every_space_has_the_same_metrics(compared):
     _, found = compared
     of_all = {
         *("linear_accuracy", "knn_accuracy", "knn_1", "knn_20", "knn_100", "labels_10"),
@@ -133,7 +135,7 @@ def test_seeds_of_one_method_are_one_column(made, compared):
     header = (out / "table.md").read_text().splitlines()[0]
     assert "| joint (n=2) |" in header
     with open(out / "table.csv", encoding="utf-8") as file:
-        rows = {(row["space"], row["yardstick"]): row for row in csv.DictReader(file)}
+        rows = {(row["space"], row["metric"]): row for row in csv.DictReader(file)}
     row = rows["joint", "accuracy"]
     assert (float(row["mean"]), row["n"]) == (joint["mean"]["accuracy"], "2")
 
@@ -176,7 +178,7 @@ class Measured(Exception):
     pass
 
 
-def stop(*words):
+def stop(*args):
     raise Measured
 
 
@@ -206,7 +208,7 @@ def test_a_run_counts_once(made, tmp_path):
 
 
 def test_other_images_in_data_dir_are_refused(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "checksum", lambda *chunks: "0" * 64)
+    monkeypatch.setattr(datasets, "checksum", lambda *chunks: "0" * 64)
     with pytest.raises(UserError, match=r"are not those of .*ae .fingerprint 00000000, not"):
         run(made / "ae", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -237,7 +239,7 @@ def test_a_refusal_on_the_command_line_is_one_line(run_command, tmp_path):
 
 def test_wandb_gets_tables_with_one_column_per_number(made, tmp_path, monkeypatch):
     """Offline: what is sent lies in the folder of W&B's run."""
-    run(made / "ae", made / "supcon", out=tmp_path / "out", words=["--tracking=offline"])
+    run(made / "ae", made / "supcon", out=tmp_path / "out", args=["--tracking=offline"])
     media = tmp_path / "out/wandb"
     tables = {path.name: read_json(path) for path in media.rglob("media/table/**/*.json")}
     wide = {name: t for name, t in tables.items() if len(t["columns"]) > 100}
@@ -258,15 +260,15 @@ def test_a_run_whose_files_do_not_reach_its_figures_is_called_out(made, damaged,
 
 def test_shifts_and_noise_are_the_same_for_everyone_and_of_the_size_they_say():
     images = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
-    split = data.Split(images, torch.arange(2), torch.tensor([0, 1]))
-    for kind in robustness.DISTURBANCES:
-        one, two = (robustness.disturbed(split, kind, 2).images(slice(0, 2)) for _ in range(2))
+    split = datasets.Split(images, torch.arange(2), torch.tensor([0, 1]))
+    for kind in corruptions.CORRUPTIONS:
+        one, two = (corruptions.corrupted(split, kind, 2).images(slice(0, 2)) for _ in range(2))
         assert torch.equal(one, two)
         assert one.min() >= 0 and one.max() <= 1
-        same = robustness.disturbed(split, kind, 0).images(slice(0, 2))
+        same = corruptions.corrupted(split, kind, 0).images(slice(0, 2))
         assert torch.equal(same, images / 255)
     plain = images[:1].expand(40, -1, -1, -1) / 255
-    moved = robustness.shifted(plain, 3, torch.Generator().manual_seed(0))[:, 0]
+    moved = corruptions.shifted(plain, 3, torch.Generator().manual_seed(0))[:, 0]
     one = plain[0, 0]
     candidates = (
         torch.cat([one[3:], one[-1:].expand(3, -1)]),
@@ -277,8 +279,8 @@ def test_shifts_and_noise_are_the_same_for_everyone_and_of_the_size_they_say():
     found = [[torch.equal(image, candidate) for candidate in candidates] for image in moved]
     assert all(sum(row) == 1 for row in found)  # one of the four directions
     assert all(any(column) for column in zip(*found, strict=True))  # and each of them comes
-    grey = torch.full((100, 1, 32, 32), 0.5)
-    noisy = robustness.noisy(grey, 0.1, torch.Generator().manual_seed(0))
+    gray = torch.full((100, 1, 32, 32), 0.5)
+    noisy = corruptions.noisy(gray, 0.1, torch.Generator().manual_seed(0))
     assert noisy.std().item() == pytest.approx(0.1, rel=0.02)
 
 
@@ -297,4 +299,4 @@ def test_classes_and_confusions_of_a_hand_made_case():
 
 def test_as_many_labels_as_there_are_and_no_more():
     latents = probes.Latents(*(torch.zeros(20, 2), torch.arange(20) % 2) * 3)
-    assert probes.label_efficiency(latents, 2, comparison.LABELS, 1).keys() == {10}
+    assert probes.label_efficiency(latents, 2, comparison.LABELS_PER_CLASS, 1).keys() == {10}

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from tyro.conf import Positional
 
-from common.config import Count, Fraction, ImageSize, Natural, Positive, parse
+from common.config import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, parse
 from common.errors import UserError
 
 
@@ -13,12 +13,12 @@ from common.errors import UserError
 class Config:
     dataset: Literal["digits", "mnist"] = "digits"  # which images
     data_dir: str = "data"  # where they lie
-    epochs: Count = 3  # passes
-    limit_train: Count | None = None  # only so many
+    epochs: PositiveInt = 3  # passes
+    limit_train: PositiveInt | None = None  # only so many
     image_size: ImageSize = 32  # pixels a side
-    learning_rate: Positive = 0.1  # of the optimiser
+    learning_rate: PositiveFloat = 0.1  # of the optimiser
     alpha: Fraction = 0.5  # share
-    seed: Natural = 0  # of everything
+    seed: NonNegativeInt = 0  # of everything
     test: bool = True  # look at the test images
     tracking: Literal["auto", "disabled"] = "auto"  # W&B
     run_dir: str | None = None  # where everything goes
@@ -122,7 +122,7 @@ def test_resume_of_a_folder_that_does_not_exist_yet_keeps_the_flags(tmp_path):
 class Reader:
     run: Positional[str]  # which run
     images: Positional[tuple[str, ...]] = ()  # what it shall look at
-    batch_size: Count = 8  # at a time
+    batch_size: PositiveInt = 8  # at a time
 
 
 def test_positional_words_and_scripts_that_continue_nothing():

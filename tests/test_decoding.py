@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import decoding
-from common.decoding import decode_all, decode_chunk
+from common.data import decoding
+from common.data.decoding import decode_all, decode_chunk
 
 ROOT = Path(__file__).parents[1]
 LARGE = 2**30  # bytes, as if the files were worth several processes
@@ -31,8 +31,8 @@ def folder(tmp_path):
 def test_paths_are_relative_to_the_root_or_whole(folder, monkeypatch):
     expected = noise(1, 8, 8, 3).transpose(2, 0, 1)
     monkeypatch.chdir(folder.parent)
-    for words, root in (("1.png", folder), ("images/1.png", ""), (str(folder / "1.png"), "")):
-        pixels, unreadable = decode_chunk([words], 8, root=root)
+    for path, root in (("1.png", folder), ("images/1.png", ""), (str(folder / "1.png"), "")):
+        pixels, unreadable = decode_chunk([path], 8, root=root)
         np.testing.assert_array_equal(pixels[0], expected)
         assert not unreadable
 
@@ -67,17 +67,17 @@ def test_processes_give_the_same_in_the_same_order(folder, monkeypatch):
 
 def test_decoding_waits_for_a_slow_reader(monkeypatch):
     """Else the images of a large folder fill the memory before the first ones are used."""
-    asked = []
+    submitted = []
 
     class Pool:
-        def __init__(self, *words): ...
+        def __init__(self, *args): ...
         def __enter__(self):
             return self
 
-        def __exit__(self, *words): ...
-        def map(self, *words): ...
+        def __exit__(self, *args): ...
+        def map(self, *args): ...
         def submit(self, decode, chunk):
-            asked.append(chunk)
+            submitted.append(chunk)
             return self
 
         def result(self):
@@ -87,11 +87,11 @@ def test_decoding_waits_for_a_slow_reader(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     chunks = decode_all([str(n) for n in range(1000)], 1000 * LARGE, 8)
     next(chunks)
-    assert len(asked) == 2 * decoding.AHEAD
+    assert len(submitted) == 2 * decoding.AHEAD
     next(chunks)
-    assert len(asked) == 2 * decoding.AHEAD + 1
+    assert len(submitted) == 2 * decoding.AHEAD + 1
     assert len(list(chunks)) == 998
-    assert asked == [[str(n)] for n in range(1000)]
+    assert submitted == [[str(n)] for n in range(1000)]
 
 
 def test_workers_do_not_import_the_script(folder, tmp_path):
@@ -100,7 +100,7 @@ def test_workers_do_not_import_the_script(folder, tmp_path):
 import os, sys
 print("imported as", __name__, flush=True)
 if __name__ == "__main__":
-    from common.decoding import decode_all
+    from common.data.decoding import decode_all
     os.sched_getaffinity = lambda pid: {{0, 1}}
     names = [f"{{n}}.png" for n in range(10)]
     print(sum(len(pixels) for pixels, _ in decode_all(names, {LARGE}, 8, root={str(folder)!r})))

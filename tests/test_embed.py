@@ -15,9 +15,11 @@ import embed
 import train_ae
 import train_joint
 import train_supcon
-from common import data, evaluation, models
+from common import models
 from common.config import parse
+from common.data import datasets
 from common.errors import UserError
+from common.evaluation import report
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -31,8 +33,8 @@ SCRIPTS = {
 }
 
 
-def run_embed(*words) -> dict[str, float]:
-    return embed.main(parse(embed.Config, [str(word) for word in words]))
+def run_embed(*args) -> dict[str, float]:
+    return embed.main(parse(embed.Config, [str(word) for word in args]))
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -48,13 +50,13 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def trained(tmp_path_factory, request):
-    """A finished run of each script, without pictures and yardsticks."""
+    """A finished run of each script, without figures and metrics of the latents."""
     folder = tmp_path_factory.mktemp("runs") / request.param
     script, own = SCRIPTS[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "latent_pictures", lambda *words: ())
+        patch.setattr(report, "latent_pictures", lambda *args: ())
         for name in ("latent_metrics", "image_metrics"):
-            patch.setattr(evaluation, name, lambda *words: {})
+            patch.setattr(report, name, lambda *args: {})
         script.main(parse(script.Config, [*TINY, *own, f"--run_dir={folder}"]))
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     return folder
@@ -64,7 +66,7 @@ def trained(tmp_path_factory, request):
 def digits(tmp_path_factory):
     """The test images of the digits as PNG files, those from 10 up to half of them in a folder."""
     place = tmp_path_factory.mktemp("digits")
-    images = data.split_data(data.load("digits", None, 32), None).test.images(slice(None)).numpy()
+    images = datasets.load("digits", "data", 32).test.images(slice(None)).numpy()
     half = len(images) // 2
     names = [
         f"folder/deep/{n:03}.png" if 10 <= n < half else f"{n}.png" for n in range(len(images))
@@ -96,8 +98,8 @@ def make_run(
 
 def test_the_test_images_as_files_give_the_latents_of_the_run(trained, digits, tmp_path, capsys):
     half = len(digits) // 2
-    words = [*digits[:10], digits[10].parents[1], *digits[half:], digits[0], "--batch_size=100"]
-    figures = run_embed(trained, *words, "--out", tmp_path / "out.npz")
+    args = [*digits[:10], digits[10].parents[1], *digits[half:], digits[0], "--batch_size=100"]
+    figures = run_embed(trained, *args, "--out", tmp_path / "out.npz")
     assert (figures["images"], figures["skipped"]) == (len(digits), 0)
     stored, found = np.load(trained / "latents.npz"), np.load(tmp_path / "out.npz")  # no pickles
     assert found["paths"].tolist() == [str(path) for path in digits]
@@ -121,8 +123,8 @@ def test_the_exported_network_is_the_run_for_any_batch(trained, tmp_path, capsys
     import onnxruntime
 
     path = tmp_path / "encoder.onnx"
-    words = ("--export", "onnx", "--onnx_input", input_type)
-    assert run_embed(trained, *words, "--out", path)["difference"] < 1e-4
+    args = ("--export", "onnx", "--onnx_input", input_type)
+    assert run_embed(trained, *args, "--out", path)["difference"] < 1e-4
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     encoder, classifier = models.load_encoder(trained), models.load_classifier(trained)
     for count in (1, 7):
@@ -141,10 +143,10 @@ def test_the_exported_network_is_the_run_for_any_batch(trained, tmp_path, capsys
     assert "images " + input_type + " (B,1,32,32)" in capsys.readouterr().out
 
 
-def test_a_resnet_on_colours_is_exported_too(tmp_path):
+def test_a_resnet_on_colors_is_exported_too(tmp_path):
     make_run(tmp_path / "run", encoder="resnet18", channels=3)
-    words = ("--export=onnx", "--out", tmp_path / "encoder.onnx")
-    assert run_embed(tmp_path / "run", *words)["difference"] < 1e-4
+    args = ("--export=onnx", "--out", tmp_path / "encoder.onnx")
+    assert run_embed(tmp_path / "run", *args)["difference"] < 1e-4
 
 
 def test_an_exported_network_that_differs_is_not_kept(tmp_path, monkeypatch):
@@ -186,17 +188,17 @@ def test_images_of_torchvision_go_the_way_they_went_in_training(tmp_path, datase
     run_embed(tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
     latents = np.load(tmp_path / "out.npz")["latents"]
     with torch.no_grad():
-        expected = encoder(torch.from_numpy(data.resize(images, image_size)))
+        expected = encoder(torch.from_numpy(datasets.resize(images, image_size)))
     assert np.allclose(latents[:3], expected, atol=1e-5)
     assert np.allclose(latents[3], expected[0], atol=1e-5)
 
 
-def test_grey_images_are_fine_for_a_run_on_colours_and_grey_ones_stored_as_rgb_for_grey(tmp_path):
-    grey = save(tmp_path / "grey.png", noise(0, 1, 16, 16))
+def test_gray_images_are_fine_for_a_run_on_colors_and_gray_ones_stored_as_rgb_for_gray(tmp_path):
+    gray = save(tmp_path / "gray.png", noise(0, 1, 16, 16))
     as_rgb = save(tmp_path / "rgb.png", np.repeat(noise(0, 1, 16, 16), 3, axis=0))
     for channels in (1, 3):
         encoder = make_run(tmp_path / f"run{channels}", channels=channels)
-        run_embed(tmp_path / f"run{channels}", grey, as_rgb, "--out", tmp_path / f"{channels}.npz")
+        run_embed(tmp_path / f"run{channels}", gray, as_rgb, "--out", tmp_path / f"{channels}.npz")
         latents = np.load(tmp_path / f"{channels}.npz")["latents"]
         images = torch.from_numpy(noise(0, 1, 16, 16)).expand(1, channels, 16, 16)
         assert np.allclose(latents, encoder(images).detach(), atol=1e-5)
@@ -207,19 +209,19 @@ def test_unreadable_images_are_named_or_left_out_on_demand(tmp_path, capsys):
     for n in range(5):
         save(tmp_path / f"images/{n}.png", noise(n, 1, 16, 16))
     (tmp_path / "images/1.png").write_text("no image")
-    words = (tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
+    args = (tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
     with pytest.raises(UserError, match=r"images/1\.png cannot be read as an image \(no") as error:
-        run_embed(*words)
+        run_embed(*args)
     assert "--skip_unreadable=True" in error.value.message
     assert not (tmp_path / "out.npz").exists()
-    figures = run_embed(*words, "--skip_unreadable=True", "--batch_size=2")
+    figures = run_embed(*args, "--skip_unreadable=True", "--batch_size=2")
     assert (figures["images"], figures["skipped"]) == (4, 1)
     assert "skipped 1 of 5 files" in capsys.readouterr().out
     names = [Path(path).name for path in np.load(tmp_path / "out.npz")["paths"]]
     assert names == ["0.png", "2.png", "3.png", "4.png"]
-    words = (tmp_path / "run", tmp_path / "images/1.png", "--skip_unreadable=True")
+    args = (tmp_path / "run", tmp_path / "images/1.png", "--skip_unreadable=True")
     with pytest.raises(UserError, match="none of the 1 files can be read"):
-        run_embed(*words, "--out", tmp_path / "none.npz")
+        run_embed(*args, "--out", tmp_path / "none.npz")
 
 
 def unfinished(place: Path) -> None:
@@ -235,16 +237,20 @@ def locked(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message", "spoil"),
+    ("args", "message", "spoil"),
     [
         ("nowhere images --out out.npz", "nowhere is no run: there is no nowhere/c", None),
         ("images images --out out.npz", "images is no run", None),
-        ("run images --out out.npz", "run is not finished; go on with --resume run", unfinished),
+        (
+            "run images --out out.npz",
+            "run is not finished; resume it first: --resume run",
+            unfinished,
+        ),
         ("run images --out out.npz", "classifier in run cannot be loaded", torn),
         ("run --out out.npz", "name the images behind the run", None),
         ("run images nothing.png --out out.npz", "there is no file or folder nothing.png", None),
         ("run images empty --out out.npz", "there are no files in empty", None),
-        ("run images colour.png --out out.npz", "colour.png has colours, but run was", None),
+        ("run images color.png --out out.npz", "color.png is an RGB image, but run was", None),
         ("run images --out out.csv", r"--out out.csv must end in \.npz or \.parquet", None),
         ("run images --out out.onnx", "it is written by --export onnx", None),
         ("run --export onnx --out out.npz", r"must end in \.onnx", None),
@@ -256,10 +262,10 @@ def locked(place: Path) -> None:
         ("run images --out out.npz --batch_size 0", "--batch_size 0 is out of range", None),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, message, spoil):
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, args, message, spoil):
     make_run(tmp_path / "run")
-    save(tmp_path / "images/grey.png", noise(0, 1, 16, 16))
-    save(tmp_path / "colour.png", noise(0, 3, 16, 16))
+    save(tmp_path / "images/gray.png", noise(0, 1, 16, 16))
+    save(tmp_path / "color.png", noise(0, 3, 16, 16))
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("pyarrow", "onnxscript"):  # as if they were not installed
@@ -268,7 +274,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, monkeypatch, words, 
         spoil(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message) as error:
-        run_embed(*words.split())
+        run_embed(*args.split())
     assert "\n" not in error.value.message
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -278,7 +284,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     make_run(tmp_path / "run")
-    image = save(tmp_path / "grey.png", noise(0, 1, 16, 16))
+    image = save(tmp_path / "gray.png", noise(0, 1, 16, 16))
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(UserError, match=r"cannot write .*out\.npz: No space left on device"):
         run_embed(tmp_path / "run", image, "--out", tmp_path / "out.npz")
@@ -306,11 +312,11 @@ def test_many_classes_make_a_short_table():
 
 def test_as_a_user_runs_it(tmp_path, run_command):
     make_run(tmp_path / "run")
-    save(tmp_path / "images/grey.png", noise(0, 1, 16, 16))
-    words = (sys.executable, ROOT / "embed.py", "run", "images", "--out=out.npz")
-    done = run_command(*words)
+    save(tmp_path / "images/gray.png", noise(0, 1, 16, 16))
+    args = (sys.executable, ROOT / "embed.py", "run", "images", "--out=out.npz")
+    done = run_command(*args)
     assert (done.returncode, done.stderr) == (0, "")
     assert "out.npz: 1 images" in done.stdout
-    again = run_command(*words)
+    again = run_command(*args)
     assert again.returncode == 1
     assert again.stderr == "error: out.npz exists; choose another --out, or remove it\n"

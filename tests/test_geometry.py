@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from common import geometry
+from common.evaluation import geometry
 
 
 def test_silhouette_of_a_hand_made_case():
@@ -81,13 +81,13 @@ def test_pca_equals_the_singular_value_decomposition(monkeypatch, exact):
     scale = torch.linspace(3, 0.1, 60)
     images = torch.randn(200, 60, generator=generator) * scale + 1
     pca = geometry.fit_pca(lambda: images.split(70), 8)
-    centred = images - images.mean(0)
-    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:8]
+    centered = images - images.mean(0)
+    directions = torch.linalg.svd(centered, full_matrices=False).Vh[:8]
     assert torch.allclose(pca.mean, images.mean(0), atol=1e-5)
     # the same subspace, whatever the signs
     overlap = (pca.components @ directions.T).abs()
     assert torch.allclose(overlap, torch.eye(8), atol=2e-2)
-    best = (centred - centred @ directions.T @ directions).square().mean()
+    best = (centered - centered @ directions.T @ directions).square().mean()
     reached = (pca.decode(pca.encode(images)) - images).square().mean()
     assert reached == pytest.approx(best.item(), rel=1e-3)
 

@@ -87,13 +87,13 @@ def test_the_decoder_mirrors_the_encoder():
     assert widths == [128, 64, 32]
 
 
-def test_preprocessing_normalises_and_inverts():
+def test_preprocessing_normalizes_and_inverts():
     preprocess = models.Preprocess((0.5, 0.25), (0.5, 0.1))
     images = torch.randint(0, 256, (4, 2, 8, 8), dtype=torch.uint8)
-    normalised = preprocess(images)
-    assert torch.allclose(normalised[:, 0], images[:, 0] / 127.5 - 1, atol=1e-6)
-    assert torch.allclose(normalised[:, 1], (images[:, 1] / 255 - 0.25) / 0.1, atol=1e-5)
-    assert torch.allclose(preprocess.invert(normalised), images / 255, atol=1e-6)
+    normalized = preprocess(images)
+    assert torch.allclose(normalized[:, 0], images[:, 0] / 127.5 - 1, atol=1e-6)
+    assert torch.allclose(normalized[:, 1], (images[:, 1] / 255 - 0.25) / 0.1, atol=1e-5)
+    assert torch.allclose(preprocess.invert(normalized), images / 255, atol=1e-6)
     assert torch.equal(preprocess(images), preprocess(images / 255))
 
 
@@ -164,7 +164,7 @@ def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient():
     encoder = models.build_encoder(
         "resnet18", channels=1, image_size=16, width=4, blocks=0, latent_dim=None
     )
-    network = models.SupConResNet(encoder, 6)
+    network = models.SupConNet(encoder, 6)
     embeddings = network(torch.randn(4, 1, 16, 16))
     assert embeddings.shape == (4, 6)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(4), atol=1e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import page
+from common.display import page, tables
 
 NAMES = ["0", "one </script> & <b>two</b>", "2"]
 COUNT = 30
@@ -18,7 +18,7 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    """Three maps of 30 images, each of one grey: image n has the value 8·n."""
+    """Three maps of 30 images, each of one gray: image n has the value 8·n."""
     random = np.random.default_rng(0)
     labels = np.arange(COUNT) % 3
     images = np.repeat(8 * np.arange(COUNT, dtype=np.uint8), 64).reshape(-1, 1, 8, 8)
@@ -37,9 +37,9 @@ def text() -> str:
         ["a fact"],
         ["left out: runs/x & y"],
         [
-            page.Cells("on test", ("good", "bad"), frozenset()),
-            page.Cells("section", (), frozenset()),
-            page.Cells("accuracy", ("99 %", "98 %"), frozenset({0})),
+            tables.Row("on test", ("good", "bad"), frozenset()),
+            tables.Row("section", (), frozenset()),
+            tables.Row("accuracy", ("99 %", "98 %"), frozenset({0})),
         ],
         sheet.getvalue(),
         maps,
@@ -126,16 +126,17 @@ def test_a_hover_shows_the_image_and_lights_it_up_in_every_map(opened, map_numbe
     rows = [row.text for row in card.find_elements(By.TAG_NAME, "tr")]
     assert rows == [f"label {NAMES[1]}", f"good {NAMES[1]}", "bad 0"]
     assert [cell.text for cell in card.find_elements(By.CLASS_NAME, "wrong")] == ["0"]
-    # what is seen in the card is the image, by its grey
+    # what is seen in the card is the image, by its gray
     seen = Image.open(io.BytesIO(card.find_element(By.ID, "image").screenshot_as_png))
-    grey = np.asarray(seen.convert("L"), float)[20:-20, 20:-20]
-    assert abs(grey.mean() - 8 * image) < 4
-    assert grey.std() < 2
-    lit = opened.execute_script(
+    gray = np.asarray(seen.convert("L"), float)[20:-20, 20:-20]
+    assert abs(gray.mean() - 8 * image) < 4
+    assert gray.std() < 2
+    hovered = opened.execute_script(
         "const d = Bokeh.documents[0], at = (m) => d.get_model_by_name(m).data;"
-        "return Object.keys(at('lit')).filter((k) => at('lit')[k][0] === at('points')[k][10])"
+        "const [one, all] = [at('hovered'), at('points')];"
+        "return Object.keys(one).filter((k) => one[k][0] === all[k][10])"
     )
-    assert set(lit) == {"x0", "y0", "x1", "y1", "x2", "y2", "color"}
+    assert set(hovered) == {"x0", "y0", "x1", "y1", "x2", "y2", "color"}
     point_at(opened, 2, 2)
     assert "on" not in card.get_attribute("class")
 

@@ -14,8 +14,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
 
-from common import plots
-from common.plots import Curve, Embedding
+from common.display import plots
+from common.display.plots import Curve, Embedding
 
 LONG = "n02085620-Chihuahua_long_haired"
 ODD_NAMES = ["$x_1$ and $y$", "_hidden", "кошка", "猫", "$", LONG, "a\nb"]
@@ -57,7 +57,7 @@ def cluster_points(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scattered(axes) -> tuple[np.ndarray, np.ndarray]:
-    """The points drawn in one panel (N,2), rings left out, and their colours (N,4)."""
+    """The points drawn in one panel (N,2), rings left out, and their colors (N,4)."""
     dots = [dots for dots in axes.collections if dots.get_gid() != "mistakes"]
     points = [np.ma.getdata(each.get_offsets()) for each in dots]
     colors = [each.get_facecolors() for each in dots]
@@ -83,7 +83,7 @@ def test_reconstructions_show_each_pair_and_its_error(channels, count):
     assert above.y0 >= below.y1 and above.x0 == below.x0
 
 
-def test_grey_images_are_grey_from_zero_to_one():
+def test_gray_images_are_gray_from_zero_to_one():
     figure = plots.reconstructions(random_images(1, 1) * 0.1, random_images(1, 1) * 0.1, ["a"])
     for image in figure.findobj(AxesImage):
         assert image.get_clim() == (0, 1) and image.get_cmap().name == "gray"
@@ -147,7 +147,7 @@ def test_embeddings_have_one_legend_with_every_class(classes):
     assert {"a", "kNN 97 %"} <= set(texts(figure))
 
 
-def test_embeddings_show_every_point_in_the_colour_of_its_class():
+def test_embeddings_show_every_point_in_the_color_of_its_class():
     points, labels = cluster_points(300, 10)
     figure = plots.embeddings(
         [Embedding(points, "a"), Embedding(-points, "b")], labels, "0123456789"
@@ -291,7 +291,7 @@ def test_curves_draw_what_was_logged_and_nothing_else():
     assert "80 %" in [label.get_text() for label in accuracy.get_yticklabels()]
 
 
-def test_a_key_keeps_its_colour_when_others_are_missing():
+def test_a_key_keeps_its_color_when_others_are_missing():
     rows = epoch_rows(3)
     panels = [Curve("a", ("none", "train/loss"))]
     (alone,) = plots.curves(rows, panels).axes[0].lines
@@ -397,7 +397,7 @@ def test_the_look_is_ours_whatever_the_user_has_set_and_the_user_keeps_it():
 
 def test_pyplot_is_never_loaded_and_nothing_is_printed():
     code = (
-        "import sys, json, io, numpy as np; from common import plots\n"
+        "import sys, json, io, numpy as np; from common.display import plots\n"
         "labels = np.arange(4) % 2; images = np.zeros((2, 1, 8, 8)); names = ['a', 'b']\n"
         "figures = [plots.reconstructions(images, images, names),\n"
         "    plots.interpolation(images, 'a', 'b', images),\n"

@@ -3,15 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common import models, probes
+from common import models
+from common.evaluation import probes
 
 
 def blobs(count: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Three classes around three corners."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    centres = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
-    return centres[labels] + spread * torch.randn(count, 3, generator=generator), labels
+    centers = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    return centers[labels] + spread * torch.randn(count, 3, generator=generator), labels
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from test_data import write_mnist
+from test_datasets import write_mnist
 
 import compare
 import embed
@@ -24,18 +24,29 @@ from common.config import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    block
-    for page in PAGES
-    for block in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+# the pages whose commands and examples are run, not only parsed
+GUIDES = [
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("architecture", "compare", "distributed", "embed", "training")
+    ),
 ]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def blocks(kind: str, text: str) -> list[str]:
+    """The fenced blocks of one language in a page."""
+    return re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands(text: str) -> list[str]:
     """The lines of its bash blocks, continued ones joined, without comments."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
-    lines = blocks.replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -45,7 +56,7 @@ SCRIPTS = {name: script.Config for name, script in TRAINERS.items()}
 
 # What is not run here, by how it begins, and why.
 NOT_RUN = {
-    "make ": "CI runs demo and test by themselves",
+    "make ": "CI runs demo, lint and test by themselves",
     "python3 -m venv": "CI's make does the same",
     ".venv/bin/pip": "CI's make does the same",
     "pip install": "CI's make does the same",
@@ -61,6 +72,17 @@ SMALL = (
     *("--tsne_images=20", "--tracking=disabled"),
 )
 SMALL_AE = ("--hidden_dim=32", "--classifier_epochs=1", "--classifier_views=1")
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 170
+
+
+def test_every_script_in_a_command_exists():
+    for line in COMMANDS:
+        for word in shlex.split(line, comments=True):
+            if word.endswith((".py", ".yaml")) or word.startswith("requirements"):
+                assert (ROOT / word).is_file(), line
 
 
 @pytest.mark.parametrize("line", sorted({line for line in COMMANDS if "train_" in line}))
@@ -93,13 +115,36 @@ def test_every_make_target_exists():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_and_sweep_exists(page):
     text = page.read_text()
-    for name in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / name).exists(), name
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
     for name in re.findall(r"sweeps/\w+\.yaml", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_that_is_named_exists(page):
+    files = (
+        r"\b(?:common|tests|benchmarks|faults)/[\w/]*\w\.\w+|\b(?:train_\w+|requirements-\w+)\.\w+"
+    )
+    for name in re.findall(files, page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in README, page.name
 
 
 def test_the_pages_of_the_scripts_have_the_same_headings():
@@ -110,20 +155,34 @@ def test_the_pages_of_the_scripts_have_the_same_headings():
             assert headings == names
 
 
-def test_every_link_and_file_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    files = re.findall(r"\b(?:common|tests)/\w+\.py\b|\b(?:train_\w+|requirements\S*)\.\w+", README)
-    assert links
-    assert files
-    for name in {*links, *files}:
+def test_the_tree_shows_every_file_of_common():
+    """Both ways: each file is in the tree, in its folder, and each line of the tree is a file."""
+    tree = next(text for text in blocks("text", ARCHITECTURE) if text.startswith("common/\n"))
+    folder, found = "common", set()
+    for indent, name in re.findall(r"^( +)(\S+)", tree, flags=re.MULTILINE):
+        if name.endswith("/"):
+            folder = f"common/{name.rstrip('/')}"
+        else:
+            found.add(f"{folder if len(indent) > 2 else 'common'}/{name}")
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "common").rglob("*.*")
+        if path.suffix in (".py", ".html") and path.name != "__init__.py"
+    }
+    assert found == files
+
+
+def test_the_other_tree_shows_every_script_and_folder():
+    tree = next(text for text in blocks("text", ARCHITECTURE) if text.startswith("train_ae.py"))
+    first = re.findall(r"^(\S.*?)(?:   |$)", tree, flags=re.MULTILINE)
+    named = {name for names in first for name in names.split()}
+    for name in named:
         assert (ROOT / name).exists(), name
-    tree = next(text for kind, text in BLOCKS if kind == "text" and "common/config.py" in text)
-    for path in (ROOT / "common").glob("[a-z]*.py"):
-        assert path.name in tree, path.name
+    assert named >= {path.name for path in (*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt"))}
 
 
 def test_the_encoder_loads_as_the_example_says(tmp_path, monkeypatch):
-    example = next(text for kind, text in BLOCKS if kind == "python")
+    (example,) = blocks("python", README)
     sizes = {"channels": 1, "image_size": 32, "width": 4, "blocks": 0, "latent_dim": 128}
     encoder = models.build_encoder("cnn", **sizes)
     folder = tmp_path / re.search(r'load_encoder\("(.*)"\)', example).group(1)
@@ -138,7 +197,7 @@ def test_the_encoder_loads_as_the_example_says(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in which the README's commands find what they speak of, all of it small."""
+    """A folder in which the commands of the guides find what they name, all of it small."""
     here = tmp_path_factory.mktemp("readme")
     write_mnist(here / "data", train=100, test=40)
     batches = here / "data/cifar-10-batches-py"
@@ -183,7 +242,7 @@ def place(tmp_path_factory):
 
 
 def run_line(line: str) -> None:
-    """Run a line of the README in this process, small: what it names, on little data."""
+    """Run a line of a guide in this process, small: what it names, on little data."""
     words = shlex.split(line, comments=True)
     at = next(n for n, word in enumerate(words) if word.endswith(".py"))
     name, flags = words[at], words[at + 1 :]
@@ -200,7 +259,8 @@ def run_line(line: str) -> None:
 
 def test_every_command_that_needs_nothing_else_runs(place, capsys):
     (place / "latents.npz").unlink(missing_ok=True)
-    lines = commands(README)
+    # a line on two pages runs once
+    lines = list(dict.fromkeys(line for page in GUIDES for line in commands(page.read_text())))
     skipped = {start for start in NOT_RUN if any(line.startswith(start) for line in lines)}
     assert skipped == set(NOT_RUN), "a reason without a command"
     runnable = [line for line in lines if not line.startswith(tuple(NOT_RUN))]
@@ -215,3 +275,7 @@ def test_every_command_that_needs_nothing_else_runs(place, capsys):
             run_line(line)
     for name in ("latents.npz", "latents.parquet", "encoder.onnx", "comparison/index.html"):
         assert os.path.getsize(place / name) > 0
+    for example in (text for page in GUIDES for text in blocks("python", page.read_text())):
+        names = {"images": torch.zeros(3, 1, 32, 32, dtype=torch.uint8)}
+        exec(example, names)
+        assert len(names["latents"]) in (3, 41)  # those images, or those of scans/ and page.png

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import train_supcon
-from common import runs
 from common.config import parse
 from common.errors import UserError
+from common.run import runs
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +55,9 @@ def labels_of(*words: str) -> dict:
 
 def test_a_name_says_method_data_set_and_what_differs():
     assert labels_of()["name"] == "supcon digits"
-    words = ("--dataset=mnist", "--temperature=0.123456", "--encoder=cnn", "--augment=light")
+    words = ("--dataset=mnist", "--temperature=0.123456", "--encoder=cnn", "--augment=crop_flip")
     labels = labels_of(*words, "--run_dir=there", "--log_every=3", "--tracking=offline")
-    assert labels["name"] == "supcon mnist: encoder=cnn temperature=0.123 augment=light"
+    assert labels["name"] == "supcon mnist: encoder=cnn temperature=0.123 augment=crop_flip"
     assert (labels["group"], labels["job_type"]) == ("mnist", "supcon")
 
 

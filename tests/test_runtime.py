@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-from common import runtime
 from common.errors import UserError
+from common.run import runtime
 
 
 def test_fp16_on_a_cpu_is_refused(monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from common import plots, sheet
+from common.display import plots, sheet
 
 LONG = "n02085620-Chihuahua_long_haired"
 
@@ -38,9 +38,9 @@ def test_accuracies_of_classes_few_and_many(classes):
 
 @pytest.mark.parametrize("spaces", [1, 3, 5])
 def test_mistakes_name_true_and_predicted_class(spaces):
-    confused = {f"space {n} {LONG}": [(0, 1, 0.125), (1, 0, 0.02)] for n in range(spaces)}
-    confused[f"space 0 {LONG}"] = []
-    figure = sheet.mistakes(confused, ["cat", LONG])
+    confusions = {f"space {n} {LONG}": [(0, 1, 0.125), (1, 0, 0.02)] for n in range(spaces)}
+    confusions[f"space 0 {LONG}"] = []
+    figure = sheet.mistakes(confusions, ["cat", LONG])
     inside(figure)
     found = texts(figure)
     assert "no mistakes" in found
@@ -49,11 +49,11 @@ def test_mistakes_name_true_and_predicted_class(spaces):
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(titles))
 
 
-def test_lines_show_all_spaces_and_grey_is_for_baselines():
+def test_lines_show_all_spaces_and_gray_is_for_baselines():
     line = {10.0: (0.5, 0.01), 1000.0: (0.9, 0.0)}
     panels = {
         ("few labels", "labels per class"): {"joint": line, "pixels": line},
-        ("noise", "deviation"): {"joint": {0.0: (0.9, 0), 0.1: (0.8, 0)}},
+        ("noise", "std"): {"joint": {0.0: (0.9, 0), 0.1: (0.8, 0)}},
         ("empty", "labels per class"): {"joint": {}},
     }
     figure = sheet.lines(panels, ["pixels"])
@@ -63,7 +63,7 @@ def test_lines_show_all_spaces_and_grey_is_for_baselines():
     assert joint.get_ydata().tolist() == [50, 90]
     assert joint.get_xdata().tolist() == [0, 1]  # equal distances
     assert [t.get_text() for t in first.get_xticklabels()] == ["10", "1000"]
-    assert pixels.get_color() == plots.GREY != joint.get_color()
+    assert pixels.get_color() == plots.GRAY != joint.get_color()
     assert [t.get_text() for t in second.get_xticklabels()] == ["0", "0.1"]
 
 
@@ -80,7 +80,7 @@ def test_a_stack_keeps_every_pixel():
     assert pixels[middle, 10].tolist() == [255, 255, 255, 255]
 
 
-def test_a_colour_for_every_class():
+def test_a_color_for_every_class():
     for count in (2, 10, 100):
         colors = sheet.class_colors(count)
         assert len(set(colors)) == count

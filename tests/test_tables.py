@@ -1,11 +1,12 @@
 import torch
 
-from common import data, tables
+from common.data import datasets
+from common.display import tables
 
 
-def split_of(count: int, labels: list[int]) -> data.Split:
+def split_of(count: int, labels: list[int]) -> datasets.Split:
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    return data.Split(images.contiguous(), torch.arange(count), torch.tensor(labels))
+    return datasets.Split(images.contiguous(), torch.arange(count), torch.tensor(labels))
 
 
 def test_mistakes_come_first_and_the_most_confident_of_them_before_all():
@@ -58,7 +59,7 @@ def test_the_table_shows_the_baselines_beside_the_latents():
     ]
 
 
-def test_spaces_side_by_side_mean_and_deviation_best_and_missing():
+def test_spaces_side_by_side_mean_and_std_best_and_missing():
     columns = {
         "joint": [
             {"accuracy": 0.98, "silhouette": 0.5, "labels_100": 0.9, "labels_50": 0.8},
@@ -70,13 +71,13 @@ def test_spaces_side_by_side_mean_and_deviation_best_and_missing():
     rows = tables.side_by_side(columns)
     assert rows[0].cells == ("joint (n=2)", "a|e", "PCA")
     by_text = {row.text: row for row in rows}
-    deviation = (0.0002) ** 0.5  # of 0.98 and 0.96, divided by n − 1
+    std = (0.0002) ** 0.5  # of 0.98 and 0.96, divided by n − 1
     assert by_text["accuracy, trained classifier"].cells == (
-        f"97.00% ± {deviation:.2%}", "90.00%", "–",
+        f"97.00% ± {std:.2%}", "90.00%", "–",
     )  # fmt: skip
     assert by_text["accuracy, trained classifier"].best == {0}
     assert by_text["reconstruction MSE"].best == {1}  # lower is better
-    assert by_text["silhouette"].cells == ("0.500", "–", "nan")  # equal: no deviation
+    assert by_text["silhouette"].cells == ("0.500", "–", "nan")  # equal: no std
     assert by_text["silhouette"].best == frozenset()  # alone, or no number
     assert by_text["uniformity (lower: more even)"].best == frozenset()  # neither way is better
     order = [row.text for row in rows]
@@ -89,7 +90,7 @@ def test_spaces_side_by_side_mean_and_deviation_best_and_missing():
     assert len({line.count("|") for line in lines}) == 1
     assert any("**97.00% ± 1.41%**" in line for line in lines)
     csv_rows = tables.as_csv(columns).splitlines()
-    assert csv_rows[0] == "space,yardstick,mean,std,n"
+    assert csv_rows[0] == "space,metric,mean,std,n"
     assert "a|e,accuracy,0.9,0.0,1" in csv_rows
-    mean, std = tables.means(columns["joint"])
+    mean, std = tables.means_and_stds(columns["joint"])
     assert (mean["labels_50"], std["labels_50"]) == (0.8, 0.0)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import runs, tracking, wandb_runs
 from common.errors import UserError
 from common.files import lock
+from common.run import runs, tracking, wandb_backend
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,7 +178,7 @@ def test_bar_is_silent_without_a_terminal(capfd, monkeypatch):
 def test_disabled_and_import_leave_wandb_alone():
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-from common import tracking
+from common.run import tracking
 tracker = tracking.open_tracker(
     "run", settings={{}}, facts={{}}, labels={{}}, mode="disabled", project="", keep_rows=None,
     is_main=True,
@@ -233,7 +233,7 @@ def test_a_sweep_that_records_other_values_is_refused(monkeypatch):
 def test_offline_run_without_login(capfd, monkeypatch):
     import wandb
 
-    environment = os.environ | wandb_runs.ENVIRONMENT
+    environment = os.environ | wandb_backend.ENVIRONMENT
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked"))
     tracker = open_run("run", mode="auto")
     assert dict(os.environ) == environment
@@ -270,7 +270,9 @@ def test_offline_run_without_login(capfd, monkeypatch):
     assert summary["train/loss"] == 1.0  # the last value, under its own name
     assert summary["val/accuracy"] == 0.625  # the final value, not that of the last row
     spoken = capfd.readouterr()
-    assert spoken.out.splitlines() == ["W&B does not start online: no login (wandb login)"]
+    assert spoken.out.splitlines() == [
+        "W&B: logging to disk, since nobody is logged in (wandb login)"
+    ]
     assert spoken.err == ""
 
 

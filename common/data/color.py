@@ -1,0 +1,108 @@
+"""Color jitter of whole batches: brightness, contrast, saturation and hue, per image.
+
+The parameters are drawn on the CPU, the operations run on the images' device and equal
+torchvision's (`torchvision.transforms.v2.functional`, tensors).
+"""
+
+import torch
+from torch import Generator, Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def draw_jitter(
+    batch_size: int, strength: tuple[float, float, float, float], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw factors (B,4) float32 and the order (B,4) int64 of the four color operations.
+
+    As in torchvision's ColorJitter: brightness, contrast and saturation uniform in
+    [max(0, 1 - s), 1 + s], hue shift in [-s, s]; each image has its own permutation.
+    """
+    strengths, neutral = torch.tensor(strength), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    low, high = neutral - strengths, neutral + strengths
+    low[:HUE].clamp_(min=0)
+    factors = low + (high - low) * torch.rand((batch_size, 4), generator=generator)
+    return factors, torch.rand((batch_size, 4), generator=generator).argsort(dim=1)
+
+
+def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
+    """Adjust brightness, contrast or saturation in place: clamp(f x + (1 - f) y).
+
+    y is black, the mean luminance or the luminance. images (B,C,H,W) in [0,1]; factors f (B,) >= 0;
+    operations (B,) BRIGHTNESS, CONTRAST or SATURATION for each image, so that one pass does all
+    three. Saturation leaves images with 1 channel unchanged.
+    """
+    factors, operations = (on_device_of(images, t)[:, None, None] for t in (factors, operations))
+    luminance = rgb_to_grayscale(images)[:, 0]  # (B,H,W)
+    mean = luminance.mean(dim=(1, 2), keepdim=True)
+    luminance = luminance * ((1 - factors) * (operations == SATURATION))
+    luminance.add_((1 - factors) * (operations == CONTRAST) * mean)
+    return images.mul_(factors.unsqueeze(1)).add_(luminance.unsqueeze(1)).clamp_(0, 1)
+
+
+def rgb_to_grayscale(images: Tensor) -> Tensor:
+    """Luminance (ITU-R 601) of images (B,3,H,W), in 3 channels (a view); 1 channel is returned."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(1)
+    luminance = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return luminance.unsqueeze(1).expand_as(images)
+
+
+def adjust_hue_(images: Tensor, hue_shift: Tensor) -> Tensor:
+    """Shift the hue of images (B,3,H,W) in [0,1] by hue_shift (B,) in [-0.5,0.5], in place.
+
+    Equals the shift in HSV, without the conversion. With chroma d = max - min, the hue h in
+    (-1/2,1/2], 0 at red, has |h| = (max - 2 min - r + g + b) / 6d and the sign of g - b, and back
+    r = min + d clamp(2 - |6h|), g = min + d clamp(|6h + 1| - 1), b = min + d clamp(|6h - 1| - 1),
+    clamped to [0,1]. Gray pixels (d = 0) and images with 1 channel stay unchanged.
+    """
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(1)  # (B,H,W)
+    largest = torch.maximum(red, green).maximum(blue)
+    smallest = torch.minimum(red, green).minimum(blue)
+    chroma = largest - smallest
+    chroma6 = 6 * chroma
+    hue = torch.sub(largest, smallest, alpha=2).sub_(red).add_(green).add_(blue)
+    hue.div_(chroma6.clamp(min=1e-12)).copysign_(green - blue)
+    hue.add_(on_device_of(images, hue_shift)[:, None, None])
+    hue.sub_(hue.round())  # in [-1/2,1/2]
+    # chroma6 * clamp(.., 1/6, 1/3) is d * clamp(.., 1, 2); its 1 goes into the first term
+    low, high = smallest - chroma, largest + chroma
+    torch.addcmul(high, chroma6, hue.abs().clamp_(1 / 6, 1 / 3), value=-1, out=red)
+    torch.addcmul(low, chroma6, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=green)
+    torch.addcmul(low, chroma6, hue.sub_(1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=blue)
+    return images.clamp_(0, 1)  # rounding exceeds [0,1] by 1e-7
+
+
+def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Jitter the images where `jitters` is True, in each image's own order, in place.
+
+    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, on the
+    CPU: row indices are computed from their values, without synchronizing with the device.
+    """
+    # Hue, the most expensive operation, runs once for all images. They are sorted by the position
+    # of hue in their order: the first `end` images have their k-th other operation before hue, the
+    # rest have it after.
+    hue_step = (order == HUE).int().argmax(dim=1)
+    rows = hue_step.argsort(descending=True)
+    rows = rows[jitters[rows]]
+    ends = [int((hue_step[rows] > step).sum()) for step in range(3)]
+    others = order[rows][order[rows] != HUE].view(-1, 3)  # (n,3)
+    hue_shift, factors = factors[rows, HUE], factors[rows].gather(1, others)
+    rows, hue_shift, factors, others = (
+        on_device_of(images, t) for t in (rows, hue_shift, factors, others)
+    )
+    chosen = images.index_select(0, rows)
+    for step, end in enumerate(ends):  # blend before hue, then after it
+        blend_(chosen[:end], factors[:end, step], others[:end, step])
+    adjust_hue_(chosen, hue_shift)
+    for step, end in enumerate(ends):
+        blend_(chosen[end:], factors[end:, step], others[end:, step])
+    return images.index_copy_(0, rows, chosen)
+
+
+def on_device_of(images: Tensor, tensor: Tensor) -> Tensor:
+    """A small tensor on the images' device, copied without blocking."""
+    return tensor.to(images.device, non_blocking=True)

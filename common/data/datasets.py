@@ -1,0 +1,277 @@
+"""Data sets: loading, splits, order of the training images, device.
+
+The validation images are drawn with a fixed seed, so every script and every stage holds out the
+same ones. The order of the training images is a pure function of (seed, epoch), for the global
+batch: each process takes its slice of it. Folders are read by `folder.py`.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.data.folder import Arrays, load_folder
+from common.errors import UserError
+from common.files import checksum, lock
+
+# Data sets whose labels a horizontal flip keeps; it changes those of digits and letters.
+FLIPPABLE = ("fashion_mnist", "cifar10", "cifar100", "folder")
+Floats = tuple[float, ...]
+
+SPLIT_SEED = 20_240_229  # of the held-out images, independent of the run's seed
+VALIDATION_FRACTION = 0.1  # of the training images
+TEST_FRACTION = 0.2  # of all images, if the data set has no test split
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN"}  # its classes
+TORCHVISION |= {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A subset of the images of one array, in a fixed order.
+
+    Attributes:
+        source: uint8 (M,C,S,S), all images of the array; may be memory-mapped.
+        rows: int64 (N,), indices into `source`, on the same device.
+        labels: int64 (N,), on the device where batches are returned.
+        change: a transform of images (B,C,S,S) and their positions, applied to each batch.
+    """
+
+    source: Tensor
+    rows: Tensor
+    labels: Tensor
+    change: Callable[[Tensor, Tensor | slice], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, positions: Tensor | slice) -> Tensor:
+        """The images at `positions` of this split, uint8 (B,C,S,S), on the labels' device."""
+        if isinstance(positions, Tensor):
+            positions = positions.to(self.rows.device)
+        images = self.source[self.rows[positions]].to(self.labels.device, non_blocking=True)
+        return images if self.change is None else self.change(images, positions)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All images in order, uint8 (B,C,S,S), in blocks of `images_at_once`."""
+        count = images_at_once(self.source.shape[-1])
+        for start in range(0, len(self), count):
+            yield self.images(slice(start, start + count))
+
+    def sample(self, count: int) -> "Split":
+        """At most `count` of the images, stratified, with a fixed seed."""
+        chosen = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), SPLIT_SEED)[:count])
+        rows, labels = (a[chosen.to(a.device)] for a in (self.rows, self.labels))
+        return Split(self.source, rows, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """The splits of a data set; `train` and `validation` share one source.
+
+    `mean` and `std` are those of each channel of the training images, in [0,1].
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: Floats
+    std: Floats
+    fingerprint: str
+
+    @property
+    def channels(self) -> int:
+        return self.train.source.shape[1]
+
+    def to(self, device: torch.device) -> "ImageData":
+        """The data with labels on `device`, and images too if they fit into half of a GPU's free
+        memory; otherwise each batch is moved on its own.
+        """
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        sources = {id(split.source): split.source for split in splits.values()}
+        size = sum(source.numel() for source in sources.values())
+        fits = device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
+        place = device if fits else torch.device("cpu")
+        moved = {key: source.to(place) for key, source in sources.items()}
+        for name, s in splits.items():
+            splits[name] = Split(moved[id(s.source)], s.rows.to(place), s.labels.to(device))
+        return dataclasses.replace(self, **splits)
+
+
+def load(
+    dataset: str,
+    data_dir: str | Path,
+    image_size: int,
+    limit_train: int | None = None,
+    skip_unreadable: bool = False,
+    show_progress: bool = True,
+) -> ImageData:
+    """Read a data set and split it: `read`, then `split_data`."""
+    arrays = read(dataset, data_dir, image_size, skip_unreadable, show_progress)
+    return split_data(arrays, limit_train)
+
+
+def read(
+    dataset: str,
+    data_dir: str | Path,
+    image_size: int,
+    skip_unreadable: bool = False,
+    show_progress: bool = True,
+) -> Arrays:
+    """Read a named data set, downloading it if it is not in `data_dir` yet, or an image folder.
+
+    Raises:
+        UserError: the data set cannot be downloaded or read.
+    """
+    data_dir = Path(data_dir)
+    if dataset == "folder":
+        return load_folder(data_dir, image_size, skip_unreadable, show_progress)
+    test_images, test_labels = None, None
+    if dataset == "digits":
+        train_images, train_labels, class_names = _digits(image_size)
+    else:
+        train_images, train_labels, class_names = _torchvision(dataset, data_dir, True)
+        test_images, test_labels, _ = _torchvision(dataset, data_dir, False)
+        train_images, test_images = (resize(a, image_size) for a in (train_images, test_images))
+    arrays = (train_images, train_labels, test_images, test_labels)
+    chunks = (memoryview(a).cast("B") for a in arrays if a is not None)
+    return Arrays(*arrays, class_names, checksum(*chunks, repr(class_names).encode()))
+
+
+def split_data(arrays: Arrays, limit_train: int | None) -> ImageData:
+    """Split off validation (and test, if there is none); compute mean and std for normalization.
+
+    `arrays` may also come from `folder.load_folder`. `limit_train` keeps that many training
+    images, stratified; validation and test stay whole.
+    """
+    train_images, train_labels = arrays.train_images, arrays.train_labels
+    test_images, test_labels = arrays.test_images, arrays.test_labels
+    order = stratified_order(train_labels, SPLIT_SEED)
+    if test_images is None:
+        count = max(1, round(TEST_FRACTION * len(order)))
+        test_images, test_labels, test_rows = train_images, train_labels, order[:count]
+        order = order[count:]
+    else:
+        test_rows = np.arange(len(test_labels))
+    count = max(1, round(VALIDATION_FRACTION * len(order)))
+    validation_rows, train_rows = order[:count], order[count:]
+    if len(train_rows) < 2:
+        raise UserError(f"{len(train_labels)} images are too few to hold some out; add images")
+    train_rows = train_rows[:limit_train]
+
+    train_source = _as_tensor(train_images)
+    test_source = train_source if test_images is train_images else _as_tensor(test_images)
+    mean, std = channel_statistics(train_images, train_rows)
+
+    def split(source: Tensor, labels: np.ndarray, rows: np.ndarray) -> Split:
+        return Split(source, torch.from_numpy(rows), torch.from_numpy(labels[rows]))
+
+    return ImageData(
+        train=split(train_source, train_labels, train_rows),
+        validation=split(train_source, train_labels, validation_rows),
+        test=split(test_source, test_labels, test_rows),
+        class_names=arrays.class_names,
+        mean=mean,
+        std=std,
+        fingerprint=arrays.fingerprint,
+    )
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A random order of 0 … N−1 in which every prefix is stratified.
+
+    Within a class the order is random; the r-th of n members is placed at (r + 1/2)/n.
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen by NumPy, Generator's is not
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        position[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((random.permutation(len(labels)), position))
+
+
+def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (1 if there is none) of each channel over `rows`, in [0,1]."""
+    sums = np.zeros((2, images.shape[1]))
+    for block in np.array_split(rows, max(1, len(rows) // images_at_once(images.shape[-1], 1024))):
+        values = images[block] / 255.0  # float64
+        sums += values.sum(axis=(0, 2, 3)), np.square(values).sum(axis=(0, 2, 3))
+    mean, square = sums / (len(rows) * images[0, 0].size)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return tuple(mean.tolist()), tuple(np.where(std > 1e-6, std, 1.0).tolist())
+
+
+def _digits(image_size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """1,797 handwritten digits of 8×8 (Alpaydin & Kaynak 1998, in scikit-learn), enlarged."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(images).view(-1, 1, 8, 8) * (255 / 16)
+    large = torch.empty(len(small), 1, image_size, image_size, dtype=torch.uint8)
+    for rows in torch.arange(len(small)).split(images_at_once(image_size, len(small))):
+        large[rows] = F.interpolate(small[rows], image_size, mode="bilinear").round().byte()
+    return large.numpy(), labels.astype(np.int64), tuple("0123456789")
+
+
+def _torchvision(
+    dataset: str, data_dir: Path, is_train: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    import torchvision
+
+    dataset_class = getattr(torchvision.datasets, TORCHVISION[dataset])
+    kwargs = {"train": is_train}
+    if dataset == "svhn":
+        kwargs = {"split": "train" if is_train else "test"}
+    try:
+        part = dataset_class(data_dir, **kwargs, download=False)
+    except RuntimeError:  # torchvision's error for missing files
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with lock(data_dir / ".download.lock"):  # the other processes wait for it
+                part = dataset_class(data_dir, **kwargs, download=True)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
+            raise UserError(
+                f"{dataset} is not in {data_dir} and cannot be downloaded ({reason}); connect to "
+                "the network, or put torchvision's files there (--data_dir names the folder)"
+            ) from None
+    except Exception as error:
+        advice = "delete them and run again to download them anew"
+        raise UserError(f"{dataset} in {data_dir} cannot be read ({error}); {advice}") from None
+    images = np.asarray(part.data)
+    if images.ndim == 3:  # (N,H,W), grayscale
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # CIFAR is (N,H,W,C), SVHN (N,C,H,W)
+        images = images.transpose(0, 3, 1, 2)
+    labels = np.asarray(part.labels if dataset == "svhn" else part.targets, dtype=np.int64)
+    class_names = getattr(part, "classes", None) or [str(n) for n in range(labels.max() + 1)]
+    if dataset == "mnist":
+        class_names = [str(n) for n in range(10)]  # torchvision: "0 - zero"
+    return np.ascontiguousarray(images), labels, tuple(class_names)
+
+
+def resize(images: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 (N,C,H,H) to (N,C,S,S): 28×28 is padded with background to 32×32, then all resized."""
+    from torchvision.transforms.v2.functional import resize
+
+    if images.shape[-1] == 28:
+        images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    if images.shape[-1] == image_size:
+        return images
+    return resize(torch.from_numpy(images), [image_size, image_size], antialias=True).numpy()
+
+
+def images_at_once(image_size: int, most: int = 512) -> int:
+    """Images per block without gradients: `most` up to 32×32 pixels, fewer of larger ones."""
+    return max(1, most * 32**2 // max(image_size, 32) ** 2)
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():  # a read-only memory map is fine: nothing writes to images
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(images)

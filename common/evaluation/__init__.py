@@ -1,0 +1,1 @@
+"""Evaluation of a latent space: probes, neighbors, geometry, comparison."""

@@ -1,0 +1,150 @@
+"""The metrics of one latent space in a comparison, the same for runs, PCA and pixels.
+
+A space is given by its latents of all splits, or by a module from images to latents; metrics are
+named as in `display.tables.COMPARED`.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.evaluation import geometry, neighbors, probes, report
+
+NEIGHBORS = (1, 5, 20, 100)  # 5 is knn_accuracy, as the training scripts report it
+LABELS_PER_CLASS = (10, 50, 100, 1000)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A latent space with its metrics.
+
+    Attributes:
+        predictions: int64 (N,) of all test images, by the run's own classifier or, where there is
+            none, by the linear probe.
+        map_latents: float (M,D), of the images in the maps. points: (M,2), their t-SNE.
+        std: standard deviation of labels_10 and so on over the draws.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    predictions: Tensor
+    map_latents: Tensor
+    points: np.ndarray
+    std: Mapping[str, float] = field(default_factory=dict)
+
+
+class Pixels(nn.Module):
+    """Images (B,C,S,S), uint8 or floats in [0,1], to their pixels in [0,1], (B,C·S·S)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images / 255 if images.dtype == torch.uint8 else images).flatten(1)
+
+
+class PCAEncoder(nn.Module):
+    """Images to their principal components, (B,C,S,S) -> (B,D)."""
+
+    def __init__(self, pca: geometry.PCA):
+        super().__init__()
+        self.pca, self.pixels = pca, Pixels()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pca.encode(self.pixels(images))
+
+
+class Projection(nn.Module):
+    """An encoder and its projection head: images (B,C,S,S) to unit vectors (B,P)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.normalize(self.head(self.encoder(images)), dim=1)
+
+
+def measure(
+    name: str,
+    latents: probes.Latents,
+    classifier: nn.Module | None,
+    map_indices: Tensor,
+    label_draws: int,
+) -> tuple[Space, nn.Linear]:
+    """The metrics that depend on the latents alone, and the linear probe of all training latents.
+
+    `classifier` is the run's own, if there is one; `map_indices` int64 (M,) are the test images
+    that the maps show.
+    """
+    classes = int(latents.train_labels.max()) + 1
+    probe = probes.fit_linear(latents, classes).layer()
+    predictions = {"linear_accuracy": probes.predict(probe, latents.test)}
+    if classifier is not None:
+        predictions["accuracy"] = probes.predict(classifier, latents.test)
+    by_k = neighbors.predict_by_k(latents.train, latents.train_labels, latents.test, NEIGHBORS)
+    predictions |= {"knn_accuracy" if k == 5 else f"knn_{k}": by_k[k] for k in NEIGHBORS}
+    metrics = {key: probes.accuracy(p, latents.test_labels) for key, p in predictions.items()}
+
+    few = probes.label_efficiency(latents, classes, LABELS_PER_CLASS, label_draws)
+    metrics |= {f"labels_{count}": statistics.fmean(values) for count, values in few.items()}
+    std = {f"labels_{n}": statistics.stdev(v) if len(v) > 1 else 0.0 for n, v in few.items()}
+
+    shape = geometry.shape(latents.test, latents.test_labels, "latent")
+    metrics |= {key.removeprefix("latent/"): value for key, value in shape.items()}
+    map_latents = latents.test[map_indices]
+    points = geometry.tsne(map_latents, seed=0)
+    trust = geometry.trustworthiness(map_latents.cpu(), torch.from_numpy(points))
+    metrics |= {"trustworthiness": trust, "dimensions": map_latents.shape[1]}
+    own = predictions.get("accuracy", predictions["linear_accuracy"])
+    return Space(name, metrics, own, map_latents, points, std), probe
+
+
+def robustness(
+    encoder: nn.Module, classifier: nn.Module, splits: Mapping[str, Any]
+) -> dict[str, float]:
+    """Accuracy on each of the named splits, such as those of `corruptions.all_corrupted`."""
+    accuracies = {}
+    for name, split in splits.items():
+        latents = report.encode(encoder, nn.Identity(), split)
+        accuracies[name] = probes.accuracy(probes.predict(classifier, latents), split.labels)
+    return accuracies
+
+
+def class_accuracies(spaces: Sequence[Space], labels: Tensor, classes: int) -> np.ndarray:
+    """Accuracy of each class, float (K,), mean over runs; NaN for a class without test images."""
+    counts = labels.bincount(minlength=classes)
+    hits = [labels[s.predictions == labels].bincount(minlength=classes) for s in spaces]
+    return (torch.stack(hits).double().mean(0) / counts).cpu().numpy()
+
+
+def confusions(
+    spaces: Sequence[Space], labels: Tensor, classes: int, most: int
+) -> list[tuple[int, int, float]]:
+    """The `most` frequent confusions (class, predicted class, rate), means over runs."""
+    pairs = torch.stack([labels * classes + space.predictions for space in spaces]).flatten()
+    counts = pairs.bincount(minlength=classes**2).view(classes, classes).double()
+    rates = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    rates.fill_diagonal_(0)
+    order = rates.flatten().argsort(descending=True, stable=True)[:most].tolist()
+    found = [(n // classes, n % classes, rates.flatten()[n].item()) for n in order]
+    return [pair for pair in found if pair[2] > 0]
+
+
+def accuracy_curve(spaces: Sequence[Space], kind: str) -> dict[float, tuple[float, float]]:
+    """Mean and standard deviation over runs of the accuracy, by severity or number of labels.
+
+    `kind` is noise, shift or labels; of a single run, labels have the std over the draws.
+    """
+    start = {} if kind == "labels" else {0.0: "robust_clean"}
+    first = spaces[0].metrics
+    keys = {float(key[len(kind) + 1 :]): key for key in first if key.startswith(f"{kind}_")}
+    curve = {}
+    for x, key in (start | keys).items():
+        values = [space.metrics[key] for space in spaces if key in space.metrics]
+        std = statistics.stdev(values) if len(values) > 1 else spaces[0].std.get(key, 0.0)
+        curve[x] = statistics.fmean(values), std
+    return curve

@@ -1,0 +1,71 @@
+"""k-nearest-neighbor classification of latents.
+
+The distances are exact, and computed for a block of queries at a time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 1024  # queries whose distances to all references are in memory at a time
+GROUP = 32  # references whose minimum is compared first
+
+
+def predict(references: Tensor, reference_labels: Tensor, queries: Tensor, k: int = 5) -> Tensor:
+    """Majority vote of the nearest references in Euclidean distance; ties go to the nearest.
+
+    Args:
+        references: float (M,D). reference_labels: int64 (M,). queries: float (N,D).
+
+    Returns:
+        int64 (N,), the predicted labels.
+    """
+    return predict_by_k(references, reference_labels, queries, (k,))[k]
+
+
+def predict_by_k(
+    references: Tensor, reference_labels: Tensor, queries: Tensor, ks: Sequence[int]
+) -> dict[int, Tensor]:
+    """`predict` for several k at once, from the same distances.
+
+    A k above the number of references means all of them.
+    """
+    largest = min(max(ks), len(references))
+    classes = int(reference_labels.max()) + 1
+    varying = references.amin(0) < references.amax(0)  # constant features change no order
+    if not varying.all():
+        references, queries = references[:, varying], queries[:, varying]
+    center = references.mean(0)  # centered, for smaller rounding errors
+    references, queries = (references - center).float(), (queries - center).float()
+    squares = references.square().sum(1)
+    predictions = {k: [] for k in ks}
+    for block in queries.split(BLOCK):
+        distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
+        nearest = smallest(distances, largest)  # (B,largest)
+        for k in ks:
+            votes = reference_labels[nearest[:, :k]]  # (B,k), the nearest first
+            counts = torch.zeros(len(block), classes, device=block.device)
+            counts.scatter_add_(1, votes, torch.ones(votes.shape, device=block.device))
+            first = counts.gather(1, votes).argmax(1, keepdim=True)  # the nearest with most votes
+            predictions[k].append(votes.gather(1, first)[:, 0])
+    return {k: torch.cat(parts) for k, parts in predictions.items()}
+
+
+def smallest(values: Tensor, number: int) -> Tensor:
+    """Columns int64 (B,number) of the smallest values in each row of float (B,M), ascending.
+
+    Exact, and faster than `topk` over whole rows: the smallest lie in the `number` groups of GROUP
+    columns with the smallest minima, or in the columns left over.
+    """
+    count = values.shape[1] // GROUP
+    if number >= count:
+        return values.topk(number, largest=False, sorted=True).indices
+    grouped = values[:, : count * GROUP].unflatten(1, (GROUP, count))  # column j in group j % count
+    groups = grouped.amin(1).topk(number, largest=False).indices  # (B,number)
+    first = torch.arange(0, count * GROUP, count, device=values.device)  # of group 0
+    left_over = torch.arange(count * GROUP, values.shape[1], device=values.device)
+    members = (groups[:, :, None] + first).flatten(1)  # (B,number·GROUP)
+    columns = torch.cat([members, left_over.expand(len(values), -1)], dim=1)
+    nearest = values.gather(1, columns).topk(number, largest=False, sorted=True).indices
+    return columns.gather(1, nearest)

@@ -1,0 +1,255 @@
+"""Classifiers on frozen latents: linear probe, label efficiency, MLP.
+
+All of them take latents (N,D); none changes the encoder.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+BLOCK = 1024  # latents at a time
+STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear probe's L2 penalty, strong to weak
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents float32 (N,D) and labels int64 (N,) of the splits; `test` None if it stays unseen.
+
+    `views` are latents of augmented views of the training images.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    validation: Tensor
+    validation_labels: Tensor
+    test: Tensor | None = None
+    test_labels: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+
+    def projected(self, head: nn.Module) -> "Latents":
+        """Their projections by a head (B,D) -> (B,P), of unit length; without the views."""
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        with torch.no_grad():
+            projections = {
+                name: F.normalize(head(split), dim=1)
+                for name, split in splits.items()
+                if split is not None
+            }
+        return replace(self, views=(), **projections)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Multinomial logistic regression on standardized latents.
+
+    Attributes:
+        weight: float (K,D). bias: float (K,). mean, std: float (D,).
+        strength: of the L2 penalty that was best on validation. accuracy: on validation.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    std: Tensor
+    strength: float
+    accuracy: float
+
+    def predict(self, latents: Tensor) -> Tensor:
+        """Predicted labels int64 (N,) of latents (N,D)."""
+        return self.layer()(latents).argmax(1)
+
+    def layer(self) -> nn.Linear:
+        """The same classifier as one linear layer, with the standardization folded in."""
+        layer = nn.utils.skip_init(nn.Linear, *self.weight.T.shape, device=self.weight.device)
+        scaled = self.weight / self.std
+        layer.weight = nn.Parameter(scaled, requires_grad=False)
+        layer.bias = nn.Parameter(self.bias - scaled @ self.mean, requires_grad=False)
+        return layer
+
+
+def fit_linear(latents: Latents, classes: int) -> LinearProbe:
+    """Fit the linear probe by L-BFGS for several penalties; validation accuracy selects one.
+
+    minimize  mean cross-entropy + strength/2 · ‖W‖²  from strong to weak, with warm starts.
+    """
+    mean, std = latents.train.mean(0), latents.train.std(0, correction=0)
+    std = torch.where(std > 1e-6, std, 1.0)
+    standard = (latents.train - mean) / std
+    if not (standard.isfinite().all() and std.isfinite().all()):
+        raise UserError(
+            "no linear probe fits these latents: some of them, or their standard deviation, are "
+            "not finite; start a new run with a lower learning rate"
+        )
+    weight = standard.new_zeros(classes, standard.shape[1], requires_grad=True)
+    bias = standard.new_zeros(classes, 1, requires_grad=True)
+    best = None
+    for strength in STRENGTHS:
+        solver = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=100,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-7,
+            line_search_fn="strong_wolfe",
+        )
+
+        def objective(solver=solver, strength=strength) -> Tensor:
+            solver.zero_grad()
+            # softmax over the K classes is several times slower where they are the last dimension
+            logits = torch.addmm(bias, weight, standard.T)[None]  # (1,K,N)
+            loss = F.cross_entropy(logits, latents.train_labels[None])
+            loss = loss + strength / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            solver.step(objective)
+        fitted = weight.detach().clone(), bias.detach()[:, 0].clone()
+        probe = LinearProbe(*fitted, mean, std, strength, 0)
+        val_accuracy = accuracy(probe.predict(latents.validation), latents.validation_labels)
+        if best is None or val_accuracy > best.accuracy:
+            best = replace(probe, accuracy=val_accuracy)
+    return best
+
+
+def label_efficiency(
+    latents: Latents, classes: int, counts: Sequence[int], draws: int
+) -> dict[int, list[float]]:
+    """Test accuracy of the linear probe by number of labels per class, one value per draw.
+
+    A fifth of the labels (at least one per class) is the validation set that selects the penalty,
+    the rest is fitted: with few labels nobody has a large validation set. The images depend on
+    count and draw alone, so all spaces learn from the same ones. Counts that exceed the size of
+    some class are left out.
+    """
+    labels = latents.train_labels.cpu()
+    members = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    accuracies = {}
+    for count in counts:
+        if count < 2 or min(len(rows) for rows in members) < count:
+            continue
+        held_out = max(1, count // 5)
+        accuracies[count] = []
+        for draw in range(draws):
+            generator = torch.Generator().manual_seed(count * 1000 + draw)
+            drawn = torch.stack(
+                [rows[torch.randperm(len(rows), generator=generator)[:count]] for rows in members]
+            ).to(latents.train.device)  # (K,count)
+            train, validation = drawn[:, held_out:].flatten(), drawn[:, :held_out].flatten()
+            few = Latents(
+                latents.train[train], latents.train_labels[train],
+                latents.train[validation], latents.train_labels[validation],
+            )  # fmt: skip
+            predictions = fit_linear(few, classes).predict(latents.test)
+            accuracies[count].append(accuracy(predictions, latents.test_labels))
+    return accuracies
+
+
+def linear_classifier(latents: Latents, classes: int) -> tuple[nn.Linear, dict[str, float]]:
+    """The linear probe as a layer (B,D) -> (B,K), and its losses and accuracies as one row."""
+    layer = fit_linear(latents, classes).layer()
+    row = {}
+    for name, inputs, labels in (
+        ("train", latents.train, latents.train_labels),
+        ("val", latents.validation, latents.validation_labels),
+    ):
+        logits = layer(inputs)
+        row[f"{name}/classifier_loss"] = F.cross_entropy(logits, labels).item()
+        row[f"{name}/accuracy"] = accuracy(logits.argmax(1), labels)
+    return layer, row
+
+
+def train_classifier(
+    classifier: nn.Module,
+    latents: Latents,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    precision: str = "no",
+) -> Iterator[dict[str, float]]:
+    """Train a classifier on frozen latents by cross-entropy; yield its metrics after each epoch.
+
+    The epochs cycle through `latents.train` and then `latents.views`. AdamW with a one-cycle
+    learning rate (warm-up for a third of the steps, then annealed to zero; Smith & Topin 2019).
+    When the iterator ends, `classifier` has the weights of the best epoch on validation and is in
+    eval mode. The result is a pure function of the arguments.
+
+    Yields:
+        `train/classifier_loss`, `train/accuracy` (during training, with dropout),
+        `val/classifier_loss`, `val/accuracy`.
+
+    Raises:
+        UserError: the loss or the gradients were not finite.
+    """
+    views, labels = (latents.train, *latents.views), latents.train_labels
+    device = labels.device
+    batch_size = min(batch_size, len(labels))
+    steps = len(labels) // batch_size
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps)
+    best_accuracy, best_state = -1.0, None
+    shuffle = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout
+    for epoch in range(epochs):
+        inputs = views[epoch % len(views)]
+        classifier.train()
+        loss_sum, correct = torch.zeros(2, device=device)
+        order = torch.randperm(len(labels), generator=shuffle)[: steps * batch_size]
+        for rows in order.to(device).split(batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = classifier(inputs[rows])
+            loss = F.cross_entropy(logits.float(), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            loss_sum += loss.detach()
+            correct += (logits.argmax(1) == labels[rows]).sum()
+        # an earlier gradient that is not finite shows in the losses after it
+        norm = torch.nn.utils.get_total_norm([p.grad for p in classifier.parameters()])
+        if not (loss_sum + norm).isfinite():
+            raise UserError(
+                "training the classifier on the latents: the loss or the gradients are not finite "
+                f"(epoch {epoch + 1}, learning rate {learning_rate:g}); lower "
+                "--classifier_learning_rate"
+            )
+        classifier.eval()
+        with torch.no_grad():
+            logits = classifier(latents.validation)
+        row = {
+            "train/classifier_loss": (loss_sum / steps).item(),
+            "train/accuracy": (correct / (steps * batch_size)).item(),
+            "val/classifier_loss": F.cross_entropy(logits, latents.validation_labels).item(),
+            "val/accuracy": accuracy(logits.argmax(1), latents.validation_labels),
+        }
+        if row["val/accuracy"] > best_accuracy:
+            best_accuracy, best_state = row["val/accuracy"], copy.deepcopy(classifier.state_dict())
+        yield row
+    classifier.load_state_dict(best_state)
+
+
+@torch.no_grad()
+def predict(classifier: nn.Module, latents: Tensor) -> Tensor:
+    """Predicted labels int64 (N,) of latents (N,D); the classifier in eval mode."""
+    return torch.cat([classifier(block).argmax(1) for block in latents.split(BLOCK)])
+
+
+@torch.no_grad()
+def probabilities(classifier: nn.Module, latents: Tensor) -> Tensor:
+    """Class probabilities float32 (N,K) of latents (N,D); the classifier in eval mode."""
+    return torch.cat([classifier(block).float().softmax(1) for block in latents.split(BLOCK)])
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """The fraction of equal entries, 0 to 1."""
+    return (predictions == labels).float().mean().item()

@@ -1,0 +1,1 @@
+"""The life of a run: folder, processes, checkpoints, W&B, signals."""

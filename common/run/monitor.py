@@ -1,0 +1,75 @@
+"""Means of what training steps report, and whether all of it is finite.
+
+Values stay on the device. Only `problem` and `means` wait for it, at the rows of the log.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+SMALLEST_SCALE = 2.0**-14  # of fp16's loss, which starts at 2^16: by then 30 steps were skipped
+
+
+class Monitor:
+    """Means of the values of the steps since the last row, over all processes.
+
+    fp16's scaler skips steps whose gradients overflow. `skipped` counts them, and they are no
+    problem as long as it finds a scale that fits.
+    """
+
+    def __init__(self, accelerator: Accelerator, network: nn.Module):
+        self.skipped = 0
+        self.last: dict[str, float] = {}  # the row that `means` returned last
+        self._accelerator, self._network = accelerator, network
+        self._sums: dict[str, Tensor] = {}  # by name, each float ()
+        self._steps = 0
+
+    def add(self, **values: Tensor) -> None:
+        """Count a step that the optimizer has just taken, with its values, tensors ()."""
+        if self._accelerator.optimizer_step_was_skipped:
+            self.skipped += 1
+            values["gradient_norm"] = torch.zeros_like(values["loss"])  # it was infinite
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if self._steps else value
+        self._steps += 1
+
+    def problem(self) -> str:
+        """What is not finite since the last row, empty if all is; the same in all processes."""
+        accelerator = self._accelerator
+        tensors = [x for x in self._network.state_dict().values() if x.is_floating_point()]
+        values = {**self._sums, "weights": torch.nn.utils.get_total_norm(tensors)}
+        values = {name: value.float() for name, value in values.items()}
+        is_wrong = (~torch.stack(list(values.values())).isfinite()).float()
+        wrong = accelerator.reduce(is_wrong, "sum").tolist()
+        if any(wrong):
+            named = zip(values, wrong, strict=True)
+            names = [name.replace("_", " ") for name, count in named if count]
+            return f"not finite any more: {', '.join(names)}"
+        if accelerator.scaler is not None and accelerator.scaler.get_scale() < SMALLEST_SCALE:
+            return f"the gradients overflow at every scale of fp16 ({self.skipped} steps skipped)"
+        return ""
+
+    def means(self) -> dict[str, float]:
+        """A row of `train/…`: means over the steps and processes since the last call."""
+        sums = torch.stack(list(self._sums.values()))
+        means = (self._accelerator.reduce(sums, "mean") / self._steps).tolist()
+        self.last = {f"train/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+        if self._accelerator.scaler is not None:
+            self.last["train/skipped_steps"] = self.skipped
+        self._sums, self._steps = {}, 0
+        return dict(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, the sums of all processes; called by each of them."""
+        sums = {name: self._accelerator.gather(x[None]) for name, x in self._sums.items()}  # (P,)
+        return {"sums": sums, "steps": self._steps, "skipped": self.skipped, "last": self.last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        device, process = self._accelerator.device, self._accelerator.process_index
+        self._sums = {name: x[process].to(device) for name, x in state["sums"].items()}
+        self._steps, self.skipped, self.last = state["steps"], state["skipped"], state["last"]

@@ -1,0 +1,176 @@
+"""What do we run on?   threads, processes, precision, and what to record about them"""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from common.errors import UserError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def start(precision: str, seed: int) -> Accelerator:
+    """Set threads, device, precision and seed; return Accelerate's view of all processes.
+
+    Raises:
+        UserError: a precision that the device cannot train in; processes that do not know of
+            each other (torchrun on a CPU without `ACCELERATE_USE_CPU=true`).
+    """
+    set_threads()
+    _keep_freed_memory()
+    _follow_launcher()
+    # Accelerate reads ACCELERATE_MIXED_PRECISION=no, which its launcher exports when nothing was
+    # said, as a wish. Ours is always explicit.
+    accelerator = Accelerator(
+        mixed_precision=choose_precision(precision),
+        cpu=torch.backends.mps.is_available(),  # Apple's GPU lacks float64, which geometry needs
+        # the main process evaluates alone for a while; the others must not give up waiting
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"{started} processes were started, but each believes it is alone; "
+            "on a CPU put ACCELERATE_USE_CPU=true before torchrun"
+        )
+    torch.manual_seed(seed)
+    return accelerator
+
+
+def uses_cuda() -> bool:
+    """Whether training will run on an NVIDIA GPU (and not on a CPU by the user's wish)."""
+    wishes_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return torch.cuda.is_available() and not wishes_cpu
+
+
+def choose_precision(precision: str) -> str:
+    """Turn `auto` into bf16 where the hardware computes it faster than float32, else into `no`.
+
+    Raises:
+        UserError: fp16 on a CPU, where Accelerate would run it without a loss scaler.
+    """
+    if precision == "fp16" and not uses_cuda():
+        raise UserError("--precision fp16 needs a GPU; take bf16, no or auto on a CPU")
+    if precision != "auto":
+        return precision
+    if uses_cuda():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    has_amx, has_avx512_bf16 = (
+        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()
+        for name in ("amx_tile", "avx512_bf16")
+    )
+    # Intel's AVX512-BF16 without AMX takes 1.5 to 2 times as long as float32, AMD's half as long
+    is_fast = has_amx or (has_avx512_bf16 and _cpu_info("vendor_id") != "GenuineIntel")
+    return "bf16" if is_fast else "no"
+
+
+def set_threads() -> None:
+    """Share the cores among the local processes, unless the user chose a number of threads.
+
+    `accelerate launch` and torchrun export OMP_NUM_THREADS=1, which leaves all cores but one idle;
+    that value counts as a choice only where no launcher set it.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if chosen and not (launched and chosen == "1"):
+        return
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what a step frees instead of giving it back: page faults cost 14 % on a CPU.
+
+    The user's own MALLOC_… variables, if there are any, go before.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**30)):
+        libc.mallopt(parameter, value)
+
+
+def _follow_launcher() -> None:
+    """End with `accelerate launch`: killed by a sweep, it would leave us training as an orphan."""
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def share_batch_norm(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Let batch norm see the whole batch of all processes; on a CPU torch has no such layer."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory held so far, in GiB: on the GPU where there is one, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def cost(device: torch.device, seconds: float, images: int) -> dict[str, float]:
+    """What an epoch of `images` took, under the names that all scripts share."""
+    return {
+        "time/epoch_seconds": seconds,
+        "time/images_per_second": images / seconds,
+        "memory/peak_gib": peak_memory_gib(device),
+    }
+
+
+def facts(accelerator: Accelerator) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a figure: versions, commit, hardware, processes."""
+    names = ("torch", "torchvision", "accelerate", "wandb", "scikit-learn", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "commit": commit(),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,  # what --precision came to
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with a + where files were changed; None outside git."""
+    here = Path(__file__).parents[2]
+    try:
+        git = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = _cpu_info("model name") or platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def _cpu_info(key: str) -> str:
+    """What Linux says of the processor under `key`; empty where it says nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
+    except (OSError, StopIteration):
+        return ""

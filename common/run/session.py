@@ -1,0 +1,285 @@
+"""A run's life: folder, processes, W&B, signals, checkpoints, clock and bar, means, finite checks.
+
+The script calls the session, the session never calls the script: it knows no method, and it never
+calls a model, a loss, backward or an optimizer step.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from common.errors import UserError, out_of_memory
+from common.files import read_rows
+from common.run import checkpoints, runs, runtime, tracking
+from common.run.monitor import Monitor
+from common.run.signals import Signals
+
+
+class Session:
+    """One run of `method` with its `config`, new or resumed.
+
+    Attributes:
+        accelerator, device, is_main: Accelerate's object, its device, whether this process writes.
+        run_dir: the run's folder. finished: it is done already, and `summary` its final metrics.
+        epoch, step: those that are done. best: of the chosen epoch, its number and its value.
+        constants: values that stand beside the means in every row of the training.
+        share: slice of each global batch that belongs to this process.
+        tracker: the rows, figures and tables of the run, in its folder and in W&B.
+    """
+
+    def __init__(self, method: str, config: Any):
+        self.method, self.config = method, config
+        self.accelerator = runtime.start(config.precision, config.seed)
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        chosen = runs.choose_run_dir(config.run_dir, config.resume, method, config.dataset)
+        (self.run_dir,) = broadcast_object_list(
+            [chosen]
+        )  # the time in its name must be everybody's
+        self.summary = runs.finished(self.run_dir)
+        self.finished = self.summary is not None
+        if self.finished:
+            self.say(f"{self.run_dir} is finished already; its results are in summary.json")
+        self.tracker: tracking.Tracker | tracking.NullTracker = tracking.NullTracker()
+        self.epoch, self.step = 0, 0
+        self.best: dict[str, float] = {"epoch": 0}
+        self.constants: dict[str, float] = {}
+        self._seconds = 0.0  # of training in this epoch
+        self._saved_step = 0
+
+    def __enter__(self) -> "Session":
+        self._signals = Signals(self.run_dir)
+        self._memory = out_of_memory("make --batch_size, --width or --image_size smaller")
+        self._memory.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
+        if kind is not None:  # W&B would take a SystemExit, such as a `UserError`, for success
+            is_stop = issubclass(kind, SystemExit) and not isinstance(error, UserError)
+            reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
+            self.tracker.stop(error.code if is_stop else 1, reason)
+        self._signals.restore()
+        self._memory.__exit__(kind, error, trace)
+
+    def say(self, line: str) -> None:
+        """Print a line, in the main process only."""
+        tracking.say(line, self.is_main)
+
+    # ------------------------------------------------------------------------------ Training
+
+    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer, images: Any) -> tuple:
+        """Return model and optimizer for the training step: on the device, with DDP, precision and
+        compilation as asked for. Open the run's folder and restore its last checkpoint, if any.
+
+        `images` gives `train` (its length), `class_names` and `fingerprint`.
+        """
+        config, accelerator = self.config, self.accelerator
+        self._images, self._network = len(images.train), network
+        self.share = local_slice(
+            self._images, config.batch_size, accelerator.process_index, accelerator.num_processes
+        )
+        self.steps_per_epoch = self._images // config.batch_size
+        runtime.share_batch_norm(network, accelerator).to(self.device)
+        model, optimizer = accelerator.prepare(network, optimizer)
+        if config.compile:
+            model = torch.compile(model)
+        self._monitor = Monitor(accelerator, network)
+        self._parts = {"network": network, "optimizer": optimizer, "monitor": self._monitor}
+        self._parts |= {"scaler": accelerator.scaler}
+        self._same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
+        facts = {"method": self.method, "class_names": images.class_names, **self._same}
+        facts["train_images"] = self._images
+        facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+
+        state = checkpoints.load_last(self.run_dir / "checkpoints", expected=self._same)
+        self.tracker = tracking.open_tracker(
+            self.run_dir,
+            settings=asdict(config),
+            facts={**runtime.facts(accelerator), **facts},
+            labels=runs.labels(self.method, asdict(config), asdict(type(config)())),
+            mode=config.tracking,
+            project=config.project,
+            keep_rows=state and state["rows"],
+            is_main=self.is_main,
+        )
+        network.train()
+        if state is None:
+            self._save()  # there is room on the disk, and from here on the run resumes as itself
+        else:
+            checkpoints.restore(self._parts, state)
+            self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+            self._seconds, self._saved_step = state["seconds"], state["step"]
+            self.say(f"resuming {self.run_dir} at epoch {self.epoch + 1}, step {self.step}")
+        return model, optimizer
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The numbers, from 0, of the epochs that are left; then the other processes are let go."""
+        while self.epoch < count:
+            yield self.epoch
+            self.epoch, self._seconds = self.epoch + 1, 0.0
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def batches(self) -> Iterator[tuple[int, Tensor]]:
+        """The steps of this epoch that are left: their number from 0, and which training images
+        this process takes, int64 (B,). Between two steps it logs, saves and stops where asked.
+
+        The order is a pure function of seed and epoch, the same for any number of processes.
+        """
+        config, first = self.config, self.epoch * self.steps_per_epoch
+        order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch)
+        started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
+        title = f"epoch {self.epoch + 1}/{config.epochs}"
+        self._signals.waits = True
+        with tracking.progress(self.steps_per_epoch, title, self.is_main) as bar:
+            bar.update(self.step - first)
+            for positions in order[self.step - first :, self.share]:
+                yield self.step, positions
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step == first + self.steps_per_epoch:
+                    self._stop_if_not_finite()
+                    row = self._monitor.means() | self.constants
+                    row["train/learning_rate"] = optimizer.param_groups[0]["lr"]
+                    self.tracker.log(row, self.step, self.step / self.steps_per_epoch)
+                    bar.set_postfix_str(f"loss {row['train/loss']:.4f}")
+                self._seconds = time.perf_counter() - started
+                if number := self._signals.agreed(self.accelerator):
+                    self._stop_if_not_finite()
+                    self._save()
+                    self._signals.leave(number)
+        self._save()  # before the evaluation, which a signal ends at once and a resume repeats
+        self._signals.waits = False
+
+    def generator(self) -> torch.Generator:
+        """A CPU generator for the draws of this step, a pure function of seed, epoch and step."""
+        return generator(self.config.seed, self.epoch, self.step)
+
+    def log_step(self, **values: Tensor) -> None:
+        """Report values () of the step, `loss` among them; their means become `train/NAME`."""
+        self._monitor.add(**values)
+
+    @property
+    def loss(self) -> float:
+        """The mean training loss of the last row."""
+        return self._monitor.last["train/loss"]
+
+    def evaluates(self) -> bool:
+        """Whether this process evaluates after this epoch."""
+        done, every = self.epoch + 1, self.config.evaluate_every
+        return self.is_main and (done % every == 0 or done == self.config.epochs)
+
+    def log_epoch(
+        self, row: Mapping[str, float], *, minimize: str = "", maximize: str = ""
+    ) -> None:
+        """Log what was measured after this epoch, and keep the weights of the best one.
+
+        `minimize` or `maximize` names the metric that decides which epoch is best.
+        """
+        cost = runtime.cost(
+            self.device, self._seconds, self.steps_per_epoch * self.config.batch_size
+        )
+        self.tracker.log({**row, **cost}, self.step, self.epoch + 1)
+        said = ", ".join(
+            f"{name.replace('/', ' ')} {value:.{'2%' if 'accuracy' in name else '5f'}}"
+            for name, value in row.items()
+        )
+        self.say(
+            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {self.loss:.4f}, {said}, "
+            f"{cost['time/images_per_second']:,.0f} images/s"
+        )
+        name, sign = (minimize, -1) if minimize else (maximize, 1)
+        if name not in self.best or sign * row[name] > sign * self.best[name]:
+            self.best = {name: row[name], "epoch": self.epoch + 1}
+            checkpoints.save_best(self.run_dir / "checkpoints", self._network.state_dict())
+            self.tracker.best(self.best)
+
+    def _stop_if_not_finite(self) -> None:
+        if problem := self._monitor.problem():
+            raise UserError(
+                f"{problem}, at step {self.step} or shortly before it (precision "
+                f"{self.accelerator.mixed_precision}); start a new run with a lower "
+                f"--learning_rate; {self.run_dir} is kept as of step {self._saved_step}"
+            )
+
+    def _save(self) -> None:
+        state = {**self._same, "epoch": self.epoch, "step": self.step, "best": self.best}
+        state |= {"seconds": self._seconds, "rows": self.tracker.rows}
+        state |= checkpoints.states(self._parts)
+        self._saved_step = self.step
+        if self.is_main:
+            checkpoints.save_last(self.run_dir / "checkpoints", state)
+
+    # ------------------------------------------------------------------------------ Evaluation
+
+    def load_best(self, network: nn.Module) -> None:
+        """Give `network` the weights of the best epoch; freeze it, in eval mode."""
+        last = network.state_dict(), {"epoch": self.epoch}
+        weights, self.best = checkpoints.load_best(
+            self.run_dir / "checkpoints", self.best, otherwise=last
+        )
+        network.load_state_dict(weights)
+        network.requires_grad_(False).eval()
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Log a row after the training, one step and one epoch on."""
+        self.step, self.epoch = self.step + 1, self.epoch + 1
+        self.tracker.log(row, self.step, self.epoch)
+
+    def rows(self) -> list[dict[str, float]]:
+        """All rows logged so far."""
+        return read_rows(self.run_dir / "metrics.jsonl")
+
+    def finish(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Send the networks to W&B, write summary.json, end the run; return the summary.
+
+        It holds the last value of each metric, then `metrics`, then the best epoch as best/NAME.
+        """
+        files = [self.run_dir / "encoder.json", *sorted(self.run_dir.glob("*.safetensors"))]
+        name = f"{self.method}-{self.config.dataset}"
+        self.tracker.artifact(name, "model", files, metrics, ["best"])
+        summary = {k: v for row in self.rows() for k, v in row.items() if "/" in k}
+        summary |= {**metrics, **{f"best/{name}": value for name, value in self.best.items()}}
+        for line in ("", *self.tracker.finish(summary)):
+            self.say(line)
+        return summary
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """int64 (steps, batch_size): which of `count` images each global batch of this epoch holds.
+
+    Every image comes at most once; the last short batch is dropped (another one each epoch).
+    """
+    order = torch.randperm(count, generator=generator(seed, epoch))
+    steps = count // batch_size
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def local_slice(count: int, batch_size: int, process: int, processes: int) -> slice:
+    """The part of each global batch that belongs to one process; the parts are equal.
+
+    Raises:
+        UserError: a batch larger than the `count` training images, or not to be shared equally.
+    """
+    if batch_size > count:
+        raise UserError(
+            f"--batch_size {batch_size} is more than the {count} training images; make it smaller"
+        )
+    share = batch_size // processes
+    if batch_size % processes or share < 2:
+        raise UserError(
+            f"--batch_size {batch_size} cannot be shared equally by {processes} processes; "
+            f"take a multiple of {processes}, at least {2 * processes}"
+        )
+    return slice(process * share, (process + 1) * share)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream is a pure function of the numbers, such as seed, epoch, step."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

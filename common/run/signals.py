@@ -1,0 +1,86 @@
+"""SIGTERM and Ctrl-C: a run ends after its step, or at once, and says how to resume it."""
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class Signals:
+    """SIGTERM and Ctrl-C end the process with status 143 or 130.
+
+    At once, unless `waits` is set: then the training loop asks `agreed` after each step. A second
+    Ctrl-C ends the process wherever it is. A second SIGTERM does not: a launcher that dies of the
+    same Ctrl-C sends one while the run is still saving.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.received = 0
+        self._run_dir = run_dir
+        self._waits = False
+        self._excepthook = sys.excepthook
+        sys.excepthook = functools.partial(self._lost_process, sys.excepthook)
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    @property
+    def waits(self) -> bool:
+        """Whether a signal waits for the end of a step."""
+        return self._waits
+
+    @waits.setter
+    def waits(self, waits: bool) -> None:
+        self._waits = waits
+        if self.received and not waits:
+            self.leave(self.received)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
+        if not self.received:
+            self.received = number
+            if not self._waits:
+                self.leave(number)
+
+    def agreed(self, accelerator: Accelerator) -> int:
+        """The signal that any process has received, the same answer in all of them; 0 for none."""
+        if accelerator.num_processes == 1:
+            return self.received
+        received = torch.tensor(self.received, device=accelerator.device)
+        torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
+        return int(received)
+
+    def leave(self, number: int) -> None:
+        """End the process as that signal asks."""
+        is_begun = (self._run_dir / "config.json").exists()
+        how = f"resume with --resume {self._run_dir}" if is_begun else "nothing was trained so far"
+        if os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # not print: it may be what was interrupted
+                os.write(sys.stdout.fileno(), f"stopped; {how}\n".encode())
+        raise SystemExit(128 + number)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        sys.excepthook = self._excepthook
+
+    def _lost_process(self, then: Callable, kind: type, error: Any, trace: Any) -> None:
+        """What Python calls for an error that nobody caught: did another process die?"""
+        if issubclass(kind, RuntimeError) and re.search("gloo|nccl", str(error), re.IGNORECASE):
+            if not self.received:  # else it ended because it was asked to, and so do we
+                line = f"error: process {os.environ.get('RANK')} stops, since another one has ended"
+                advice = f"resume with --resume {self._run_dir}"
+                print(f"{line}; {advice}", file=sys.stderr, flush=True)
+        else:
+            then(kind, error, trace)

@@ -1,0 +1,253 @@
+"""Where do numbers and pictures go?   W&B, the run folder, the progress bar
+
+A run folder is whole without W&B: whatever happens to the login, the network or the server, the
+training goes on. Only a sweep insists on W&B, since a run that it cannot see is lost to it.
+"""
+
+import atexit
+import contextlib
+import functools
+import io
+import json
+import os
+import re
+import secrets
+import sys
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.files import append, lock, made, read_json, remove_parts, room_for, write, write_json
+from common.run import wandb_backend
+
+
+def open_tracker(
+    run_dir: Path, *, settings: Mapping[str, str | int | float | bool | None],
+    facts: Mapping[str, Any], labels: Mapping[str, Any], mode: str, project: str,
+    keep_rows: int | None, is_main: bool,
+) -> "Tracker | NullTracker":  # fmt: skip
+    """Lock the run folder (made if missing) and start W&B; a `NullTracker` unless `is_main`.
+
+    `settings` (the flags) and `facts` (what was found: versions, device, ...) are plain JSON for
+    config.json and W&B, `labels` W&B's name, group, job_type and tags. `mode`: auto, online,
+    offline or disabled; auto asks WANDB_MODE, then goes online if there is a login.
+    `keep_rows=None` starts with no rows; a number resumes with that many (those that the
+    checkpoint knows of), the first settings and the W&B id; `facts` join the list "resumed".
+    `UserError`: unknown mode, or online without a login; the folder is in use or finished, or the
+    disk full; in a sweep: W&B does not start, or recorded other settings.
+    """
+    if not is_main:
+        return NullTracker()
+    run_dir = Path(run_dir)
+    # the stack gives the lock back if anything below fails
+    with room_for(run_dir, 2**20), made(run_dir), contextlib.ExitStack() as held:
+        held.enter_context(lock(run_dir / ".lock", busy=f"{run_dir} is in use by another process"))
+        if (run_dir / "summary.json").exists():
+            raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")
+        for folder in (run_dir, run_dir / "checkpoints", run_dir / "figures"):
+            remove_parts(folder)
+        path = run_dir / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if keep_rows is None:
+            # a start over gets a new id, too: under the old one W&B drops steps that it has seen
+            wandb_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            if (run_dir / "config.json").exists() and not lines:  # it has seen none
+                wandb_id = read_json(run_dir / "config.json")["facts"]["wandb_id"]
+            config = {"settings": dict(settings), "facts": {**facts, "wandb_id": wandb_id}}
+        else:
+            config = read_json(run_dir / "config.json")
+            config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
+        words = dict(labels)
+        if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
+            words |= {"project": project, "id": config["facts"]["wandb_id"]}
+        words |= {"resume": None if keep_rows is None else "allow", "dir": str(run_dir)}
+        run, problems = wandb_backend.start(mode, settings, facts, words)
+        for problem in problems:
+            say(problem)
+        rows = [line for line in lines[: keep_rows or 0] if line.endswith(b"\n")]
+        if len(rows) < (keep_rows or 0):  # the power failed
+            say(f"{path} has only {len(rows)} of the {keep_rows} rows that the checkpoint knows of")
+        write(path, b"".join(rows))
+        write_json(run_dir / "config.json", config)
+        (run_dir / "figures").mkdir(exist_ok=True)
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        return Tracker(run_dir, run, rows, held.pop_all())
+
+
+class Tracker:
+    """The run folder and W&B run of the main process; steps that go down are a `ValueError`.
+
+    W&B's summary holds the last value of each metric under its own name, and beside it those of
+    the chosen epoch as "best/…". define_metric(summary="max") is not used: it would replace the
+    number by {"max": x} and join the best values of different epochs.
+    """
+
+    def __init__(self, run_dir: Path, run: Any, rows: list[bytes], held: contextlib.ExitStack):
+        self.rows = len(rows)  # in metrics.jsonl so far; belongs into every checkpoint
+        self._last_step = json.loads(rows[-1])["step"] if rows else 0
+        self._run_dir, self._run, self._held = run_dir, run, held
+        self._is_wandb_well = True
+        if run is not None:
+            held.callback(setattr, sys, "excepthook", sys.excepthook)
+            sys.excepthook = functools.partial(_crashed, weakref.ref(self), sys.excepthook)
+            left = functools.partial(
+                wandb_backend.left, run, run_dir
+            )  # not self: it holds the lock
+            held.callback(atexit.unregister, atexit.register(left))
+
+    def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
+        """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
+        row = {"epoch": epoch, **{name: _cell(value) for name, value in row.items()}}
+        self._send(step, lambda wandb: row)
+        line = json.dumps({"step": step, **row}) + "\n"
+        append(self._run_dir / "metrics.jsonl", line.encode())
+        self.rows += 1
+
+    def figure(self, name: str, figure: Any, caption: str, step: int) -> None:
+        """Save a Matplotlib figure as figures/NAME.png, atomically, and show it in W&B."""
+        path = self._run_dir / "figures" / f"{name}.png"
+        figure.savefig(file := io.BytesIO(), format="png")
+        write(path, file.getvalue())
+        self._send(step, lambda w: {f"figures/{name}": w.Image(str(path), caption=caption)})
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence], step: int) -> None:
+        """Send a table to W&B; cells that are uint8 (C,H,W) with C = 1 or 3 become pictures."""
+        names = list(columns)
+        self._send(step, lambda w: {key: w.Table(names, [[_cell(v) for v in row] for row in rows])})
+
+    def confusion(
+        self, labels: Sequence[int], predictions: Sequence[int], class_names: list[str], step: int
+    ) -> None:
+        """Send how class numbers `labels` and `predictions`, both (N,), agree: matrix and bars."""
+        pairs = [int(label) for label in labels], [int(label) for label in predictions]
+        words = *pairs, list(class_names), "Confusion matrix: true and predicted class"
+        hits = {name: [] for name in class_names}
+        for label, prediction in zip(*pairs, strict=True):
+            hits[class_names[label]].append(label == prediction)
+        bars = [[name, sum(found) / len(found)] for name, found in hits.items() if found]
+
+        def charts(w) -> dict[str, Any]:
+            axes = "class", "accuracy"
+            bar = w.plot.bar(w.Table(list(axes), bars), *axes, "Accuracy of each class")
+            matrix = w.plot.confusion_matrix(None, *words)
+            return {"tables/confusion_matrix": matrix, "tables/class_accuracy": bar}
+
+        self._send(step, charts)
+
+    def artifact(
+        self, name: str, kind: str, files: Sequence[Path], metadata: Mapping, aliases: Sequence[str]
+    ) -> None:
+        """Send files to W&B, uncopied: they may not change until the run is finished or synced."""
+        if self._run is not None:
+            import wandb
+
+            valid_name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128]
+            artifact = wandb.Artifact(valid_name, type=kind, metadata=dict(metadata))
+            for file in files:  # by default W&B copies each to its staging folder and its cache
+                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+            self._try(lambda run: run.log_artifact(artifact, aliases=list(aliases)))
+
+    def best(self, values: Mapping[str, float]) -> None:
+        """Put the chosen epoch's values into W&B's summary, as "best/NAME"."""
+        best = {f"best/{name}": _cell(value) for name, value in values.items()}
+        self._try(lambda run: run.summary.update(best))
+
+    def finish(self, summary: Mapping[str, float]) -> list[str]:
+        """End W&B's run, then write summary.json; return the lines that say where to look."""
+        summary = {name: _cell(value) for name, value in summary.items()}
+        self._try(lambda run: run.log({}, commit=True))  # a pending row would overwrite these
+        self._try(lambda run: run.summary.update(summary))
+        try:
+            problem, lines = self._finish_wandb(exit_code=0)
+        finally:  # whoever interrupts a slow upload has a finished run all the same
+            write_json(self._run_dir / "summary.json", summary)
+            self._held.close()
+        if problem:
+            say(problem)
+        return [f"figures:      {self._run_dir / 'figures'}", *lines]
+
+    def stop(self, exit_code: int, reason: str = "") -> None:
+        """Leave an unfinished run, unlocked; in W&B it failed, and a reason becomes an alert."""
+        if reason:
+            self._alert(reason)
+        problem, lines = self._finish_wandb(exit_code)
+        if problem:
+            say(f"{problem}\n{lines[-1]}")
+        self._held.close()
+
+    def _alert(self, reason: str) -> None:
+        title = f"{self._run and self._run.name} failed"
+        self._try(lambda run: run.alert(title[:64], reason[:1000], level="ERROR"))
+
+    def _send(self, step: int, build: Callable[[Any], dict[str, Any]]) -> None:
+        if step < self._last_step:  # W&B would drop the row with no more than a warning
+            raise ValueError(f"step {step} comes after step {self._last_step}")
+        self._last_step = step
+        # after a resume W&B can be ahead of the checkpoint and would refuse the rows that it has;
+        # what comes at its very last step may be new (the final evaluation) and moves up by one
+        if self._run is not None and step >= self._run.starting_step - 1:
+            import wandb
+
+            values = build(wandb)  # outside of _try: a mistake in here is ours and should be seen
+            self._try(lambda run: run.log(values, step=max(step, run.starting_step)))
+
+    def _try(self, action: Callable[[Any], Any]) -> None:
+        try:
+            if self._run is not None:
+                action(self._run)
+        except Exception as error:  # W&B's process died, the server is gone, ...
+            say(f"W&B: {error}".splitlines()[0], is_main=self._is_wandb_well)
+            self._is_wandb_well = False  # once is enough
+
+    def _finish_wandb(self, exit_code: int) -> tuple[str, list[str]]:
+        run, self._run = self._run, None
+        return ("", []) if run is None else wandb_backend.finish(run, self._run_dir, exit_code)
+
+
+class NullTracker:
+    """What the other processes get: every method of `Tracker`, and none does anything."""
+
+    rows = 0
+
+    def log(self, row, step, epoch) -> None: ...
+    def figure(self, name, figure, caption, step) -> None: ...
+    def table(self, key, columns, rows, step) -> None: ...
+    def confusion(self, labels, predictions, class_names, step) -> None: ...
+    def artifact(self, name, kind, files, metadata, aliases) -> None: ...
+    def best(self, values) -> None: ...
+    def stop(self, exit_code, reason="") -> None: ...
+    def finish(self, summary) -> list[str]:
+        return []
+
+
+def progress(total: int, description: str, is_main: bool) -> tqdm:
+    """Return a bar over `total` steps on stderr; silent if that is no terminal or not `is_main`."""
+    silent = not (is_main and sys.stderr.isatty())
+    return tqdm(total=total, desc=description, disable=silent, dynamic_ncols=True, leave=False)
+
+
+def say(line: str, is_main: bool = True) -> None:
+    """Print a line to stdout at once, without tearing a progress bar."""
+    if is_main:
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+def _crashed(tracker: weakref.ref, then: Callable, kind: type, error: Any, trace: Any) -> None:
+    """What Python calls when nobody catches an error: W&B sees that it came, but not which."""
+    if (alive := tracker()) is not None and issubclass(kind, Exception):
+        alive._alert(f"{kind.__name__}: {error}")
+    then(kind, error, trace)
+
+
+def _cell(value: Any) -> Any:
+    if getattr(value, "ndim", 0) != 3:
+        return value.item() if hasattr(value, "item") else value
+    import wandb
+
+    return wandb.Image(np.asarray(value).transpose(1, 2, 0))  # (H,W,C)

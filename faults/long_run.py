@@ -1,0 +1,121 @@
+"""Does a long run grow? Memory, open files and threads after epoch 5 and at the end, on digits.
+
+    python faults/long_run.py                            200 epochs of each script
+    python faults/long_run.py --epochs 6 --width 16      further flags go to the scripts
+
+Beside them stand the times of a training step and of the checkpoint that ends each epoch. Encoder
+and width are the defaults, but for train_supcon.py, whose ResNet-18 would take a day.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["WANDB_MODE"] = "offline"
+
+import train_ae  # noqa: E402
+import train_joint  # noqa: E402
+import train_supcon  # noqa: E402
+from common.config import parse  # noqa: E402
+from common.files import read_json, read_rows, write_json  # noqa: E402
+from common.run import checkpoints  # noqa: E402
+
+FEW = ("--limit_train=512", "--batch_size=128", "--knn_images=500", "--tsne_images=100")
+SCRIPTS = {
+    "ae": (train_ae, ("--classifier_epochs=2",)),
+    "joint": (train_joint, ()),
+    "supcon": (train_supcon, ("--encoder=cnn", "--learning_rate=0.05")),
+}
+EARLY = 5  # epochs, by which everything has been loaded that ever will be
+
+
+def main(methods: list[str], epochs: int, tracking: str, words: list[str]) -> list[dict]:
+    """One dict per script; each runs in a process of its own, which writes what it saw."""
+    found = []
+    for method in methods:
+        with tempfile.TemporaryDirectory() as place:
+            flags = [f"--epochs={epochs}", f"--tracking={tracking}", f"--run_dir={place}/run"]
+            process = os.fork()
+            if not process:
+                try:
+                    watch(method, [*FEW, *SCRIPTS[method][1], *words, *flags], Path(place))
+                    sys.stdout.flush()
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+            if os.waitpid(process, 0)[1]:
+                raise SystemExit(f"train_{method}.py failed")
+            about = {"script": method, "epochs": epochs, "tracking": tracking}
+            found.append(about | read_json(Path(place, "seen.json")))
+    return found
+
+
+def watch(method: str, words: list[str], place: Path) -> None:
+    """Run a script; write down what it holds whenever it saves, which is once per epoch."""
+    script, _ = SCRIPTS[method]
+    save_last, seen, seconds = checkpoints.save_last, [], []
+
+    def save(folder: Path, state: dict) -> None:
+        seen.append(held())
+        started = time.perf_counter()
+        save_last(folder, state)
+        seconds.append(time.perf_counter() - started)
+
+    checkpoints.save_last = save
+    script.main(parse(script.Config, words))
+    rows = read_rows(place / "run/metrics.jsonl")
+    steps = max(row["step"] for row in rows if "train/learning_rate" in row)
+    trained = sum(row["time/epoch_seconds"] for row in rows if "time/epoch_seconds" in row)
+    size = (place / "run/checkpoints/last.safetensors").stat().st_size
+    timing = {
+        "step_ms": 1000 * trained / steps,
+        "checkpoint_ms": 1000 * sorted(seconds)[len(seconds) // 2],
+        "checkpoint_mib": size / 2**20,
+    }
+    write_json(place / "seen.json", {"early": seen[EARLY], "late": seen[-1], **timing})
+
+
+def held() -> dict[str, float]:
+    """Resident memory in MiB, open files and threads of this process (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+    return {"mib": mib, "files": files, "threads": threads}
+
+
+def table(found: list[dict]) -> str:
+    lines = [
+        f"{'script':8}{'MiB after 5':>12}{'at the end':>11}{'change':>8}{'files':>8}{'threads':>9}"
+        f"{'step ms':>9}{'checkpoint ms':>15}{'MiB':>6}"
+    ]
+    for run in found:
+        early, late = run["early"], run["late"]
+        lines.append(
+            f"{run['script']:8}{early['mib']:12.1f}{late['mib']:11.1f}"
+            f"{late['mib'] / early['mib'] - 1:+8.1%}"
+            f"{early['files']:>5}→{late['files']:<2}{early['threads']:>6}→{late['threads']:<2}"
+            f"{run['step_ms']:9.1f}{run['checkpoint_ms']:15.1f}{run['checkpoint_mib']:6.1f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--epochs", type=int, default=200, help="more than 5")
+    parser.add_argument("--tracking", choices=("offline", "disabled"), default="offline")
+    parser.add_argument("--out", type=Path, help="write what was seen there as JSON")
+    arguments, further = parser.parse_known_args()
+    if arguments.epochs <= EARLY:
+        parser.error(f"--epochs {arguments.epochs}: memory is first read after epoch {EARLY}")
+    results = main(arguments.scripts, arguments.epochs, arguments.tracking, further)
+    print(table(results))
+    if arguments.out:
+        write_json(arguments.out, results)

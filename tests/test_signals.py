@@ -1,0 +1,70 @@
+"""SIGTERM and Ctrl-C wait while a step runs, and end everything else at once."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from common.run import runtime
+from common.run.signals import Signals
+
+
+@pytest.fixture
+def signals(tmp_path):
+    # a shell that starts us in the background lets Ctrl-C be ignored
+    of_pytest = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    signals = Signals(tmp_path)
+    yield signals
+    signals.restore()
+    signal.signal(signal.SIGINT, of_pytest)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_waits_is_agreed_on_and_a_second_ctrl_c_ends(signals):
+    accelerator = runtime.start("no", seed=0)
+    signals.waits = True
+    assert signals.agreed(accelerator) == 0
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # a launcher's that dies, too
+    assert signals.agreed(accelerator) == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.agreed(accelerator) == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:  # what came while it waited is not forgotten
+        signals.waits = False
+    assert stop.value.code == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_process_at_once_and_says_how_to_resume(
+    signals, tmp_path, capfd, number, code
+):
+    with pytest.raises(SystemExit) as stop:
+        os.kill(os.getpid(), number)
+    assert stop.value.code == code
+    (tmp_path / "config.json").touch()
+    with pytest.raises(SystemExit):
+        signals.leave(number)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines == [
+        "stopped; nothing was trained so far",
+        f"stopped; resume with --resume {tmp_path}",
+    ]
+    os.kill(os.getpid(), signal.SIGTERM)  # the same stop, passed on by a launcher: no second exit
+
+
+def test_a_process_that_another_one_left_alone_says_so(signals, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    sys.excepthook(RuntimeError, lost, None)
+    line = "error: process 1 stops, since another one has ended; resume with --resume"
+    assert capsys.readouterr().err == f"{line} {tmp_path}\n"
+    signals.waits = True
+    os.kill(os.getpid(), signal.SIGTERM)  # it was asked to stop as well, and the first one says so
+    sys.excepthook(RuntimeError, lost, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("a mistake"), None)
+    assert "ValueError: a mistake" in capsys.readouterr().err

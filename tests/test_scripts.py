@@ -184,7 +184,7 @@ def test_an_existing_folder_without_resume_is_refused(straight):
     [
         (["--batch_size=5000"], "--batch_size 5000 is more than the 256 training images"),
         (["--dataset=folder", "--data_dir=no/such/place"], "no/such/place"),
-        (["--encoder=resnet34", "--blocks=1"], "--blocks is a dial of --encoder cnn"),
+        (["--encoder=resnet34", "--blocks=1"], "--blocks applies to --encoder cnn"),
         (["--precision=fp16"], "--precision fp16 needs a GPU"),
     ],
 )

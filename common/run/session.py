@@ -38,9 +38,7 @@ class Session:
         self.accelerator = runtime.start(config.precision, config.seed)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         chosen = runs.choose_run_dir(config.run_dir, config.resume, method, config.dataset)
-        (self.run_dir,) = broadcast_object_list(
-            [chosen]
-        )  # the time in its name must be everybody's
+        (self.run_dir,) = broadcast_object_list([chosen])  # with the first process's time
         self.summary = runs.finished(self.run_dir)
         self.finished = self.summary is not None
         if self.finished:

@@ -183,7 +183,7 @@ def main(config: Config) -> dict[str, float]:
             else:
                 session.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
             report.save_latents(session.run_dir / "latents.npz", latents, classifier)
-        session.log(metrics)
+        session.log(metrics, advance=False)
         split = images.test if config.test else images.validation
         pictures = report.autoencoder_pictures(network, preprocess, split, images.class_names)
         networks = (encoder, classifier, preprocess)

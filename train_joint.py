@@ -183,7 +183,7 @@ def main(config: Config) -> dict[str, float]:
         if config.test:
             metrics |= report.pca_latent_metrics(images, config.latent_dim)
             report.save_latents(session.run_dir / "latents.npz", latents, classifier)
-        session.log(metrics)
+        session.log(metrics, advance=False)
         report.publish(session, (encoder, classifier, preprocess), images, latents, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)

@@ -185,7 +185,7 @@ def main(config: Config) -> dict[str, float]:
             metrics |= report.latent_metrics(projections, classes, "projection", "projection")
             path = session.run_dir / "latents.npz"
             report.save_latents(path, latents, classifier, projections.test)
-        session.log(metrics)
+        session.log(metrics, advance=False)
         report.publish(session, (encoder, classifier, preprocess), images, latents, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)

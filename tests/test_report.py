@@ -147,3 +147,12 @@ def test_saved_latents_have_the_types_of_the_contract(tmp_path):
     stored = np.load(tmp_path / "latents.npz")
     types = {name: str(stored[name].dtype) for name in stored.files}
     assert types == {"latents": "float32", "labels": "int64", "predictions": "int64"}
+
+
+def test_a_value_of_one_epoch_alone_is_no_curve():
+    """The contrastive classifier is fitted once: its accuracy stands in two rows of one epoch."""
+    rows = [{"step": n, "epoch": n, "train/loss": 1.0 / n} for n in (1, 2)]
+    rows += [{"step": 3, "epoch": 3, "val/accuracy": 0.9} for _ in range(2)]
+    name, figure, _ = report.curves_picture(rows, {})
+    assert name == "curves"
+    assert [axes.get_title() for axes in figure.axes] == ["loss"]

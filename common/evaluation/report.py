@@ -269,7 +269,8 @@ def curves_picture(rows: Sequence[Mapping[str, float]], metrics: Mapping[str, fl
         plots.Curve("classifier loss", ("train/classifier_loss", "val/classifier_loss")),
         plots.Curve("accuracy", ("train/accuracy", "val/accuracy"), pca_accuracy, percent=True),
     )
-    shown = [p for p in panels if any(sum(key in row for row in rows) > 1 for key in p.keys)]
+    epochs = {key: {row["epoch"] for row in rows if key in row} for key in last}
+    shown = [p for p in panels if any(len(epochs.get(key, ())) > 1 for key in p.keys)]
     return "curves", plots.curves(rows, shown or panels), "Training curves"
 
 

@@ -224,9 +224,9 @@ class Session:
         network.load_state_dict(weights)
         network.requires_grad_(False).eval()
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """Log a row after the training, one step and one epoch on."""
-        self.step, self.epoch = self.step + 1, self.epoch + 1
+    def log(self, row: Mapping[str, float], advance: bool = True) -> None:
+        """Log a row after the training, one step and one epoch on unless `advance` is False."""
+        self.step, self.epoch = self.step + advance, self.epoch + advance
         self.tracker.log(row, self.step, self.epoch)
 
     def rows(self) -> list[dict[str, float]]:

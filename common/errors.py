@@ -22,16 +22,18 @@ class UserError(SystemExit):
         return self.message
 
 
+# what PyTorch's RuntimeErrors say then, on the GPU, on the CPU, and beyond 64 bits
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+
+
 @contextlib.contextmanager
 def out_of_memory(advice: str) -> Iterator[None]:
     """A block in which memory that runs out, on CPU or GPU, is a `UserError` with advice."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for the CPU
+    except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if not isinstance(error, MemoryError) and not (
-            "out of memory" in text or "can't allocate memory" in text or "overflow" in text
-        ):
+        if isinstance(error, RuntimeError) and not any(sign in text for sign in OUT_OF_MEMORY):
             raise
         reason = text.splitlines()[0] if text else type(error).__name__
         raise UserError(f"memory ran out ({reason}); {advice}") from None

@@ -106,7 +106,7 @@ def wait_for_training(folder: Path, process: int) -> None:
 def start(
     method: str, folder: Path, processes: int, mode: str, point: str | None = None
 ) -> list[int]:
-    """Fork the processes of one run, that starts or goes on in `folder`; return their ids.
+    """Fork the processes of one run, started or resumed in `folder`; return their ids.
 
     At `point`, one of POINTS, its first process kills itself.
     """
@@ -149,7 +149,7 @@ def finish(
     """Start or resume the run in `folder`, unless `ids` are its processes, and wait for its end."""
     for process in ids or start(method, folder, processes, mode):
         if os.waitpid(process, 0)[1]:
-            sys.exit(f"{folder} did not go on:\n{Path(f'{folder}.log').read_text()}")
+            sys.exit(f"{folder} did not finish:\n{Path(f'{folder}.log').read_text()}")
 
 
 def die_at(name: str, count: int, when: str) -> None:

@@ -523,6 +523,9 @@ def test_a_network_is_built_with_the_weights_that_it_would_have_without_the_chec
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError(
+            "Storage size calculation overflowed with sizes=[1099511627776, 1099511627776]"
+        ),
     ],
 )
 def test_memory_that_runs_out_is_one_line_with_advice(tmp_path, monkeypatch, error):
@@ -531,6 +534,15 @@ def test_memory_that_runs_out_is_one_line_with_advice(tmp_path, monkeypatch, err
 
     monkeypatch.setattr(train_joint, "probability_mae", grow)
     with pytest.raises(UserError, match=r"memory ran out .* make --batch_size, --width or"):
+        run("joint", tmp_path / "run")
+
+
+def test_an_error_about_something_else_stays_what_it_is(tmp_path, monkeypatch):
+    def convert(*words):
+        raise RuntimeError("value cannot be converted to type uint8_t without overflow")
+
+    monkeypatch.setattr(train_joint, "probability_mae", convert)
+    with pytest.raises(RuntimeError, match="without overflow"):
         run("joint", tmp_path / "run")
 
 

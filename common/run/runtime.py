@@ -161,6 +161,7 @@ def commit() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's and its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = _cpu_info("model name") or platform.processor() or platform.machine()

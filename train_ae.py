@@ -22,6 +22,7 @@ from common.config import (
     BatchSize,
     Fraction,
     NonNegativeFloat,
+    OptimizerName,
     PositiveFloat,
     PositiveInt,
     TrainingConfig,
@@ -31,7 +32,6 @@ from common.data import augmentation, datasets
 from common.display import tables
 from common.evaluation import probes, report
 from common.losses import reconstruction_loss
-from common.optimizers import warmup_cosine
 from common.run.session import Session, generator
 from common.run.tracking import progress
 
@@ -46,8 +46,11 @@ class Config(TrainingConfig):
     alpha: Fraction = 0.5  # weight of MSE; that of MAE is 1 - alpha; both with images in [-1, 1]
     # Optimization
     batch_size: BatchSize = 128  # images per step, summed over all processes
-    learning_rate: PositiveFloat = 2e-3  # peak rate of AdamW
-    weight_decay: NonNegativeFloat = 1e-4  # of AdamW
+    optimizer: OptimizerName = "adamw"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it
+    learning_rate: PositiveFloat = 2e-3  # peak; muon: 0.2
+    adamw_learning_rate: PositiveFloat = 0.005  # peak rate of the AdamW beside muon
+    schedule: optimizers.Schedule = "cosine"  # how the rate falls from its peak to 0
+    weight_decay: NonNegativeFloat = 1e-4
     warmup_epochs: NonNegativeFloat = 1  # linear rise before the cosine; fractions are fine
     max_gradient_norm: PositiveFloat = 1.0  # longer gradients are clipped to this length
     # Classifier on the frozen encoder
@@ -95,6 +98,7 @@ def main(config: Config) -> dict[str, float]:
         )
         half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
         preprocess = models.Preprocess(half, half).to(session.device)
+        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
 
         def new_classifier() -> torch.nn.Module:
             sizes = (config.latent_dim, config.hidden_dim, classes, config.dropout)
@@ -102,10 +106,11 @@ def main(config: Config) -> dict[str, float]:
 
         new_classifier()  # it fits, or the training need not begin
         optimizer = optimizers.build(
-            "adamw",
+            config.optimizer,
             network,
             config.learning_rate,
             config.weight_decay,
+            config.adamw_learning_rate,
             fused=session.accelerator.scaler is None,
         )
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
@@ -117,8 +122,8 @@ def main(config: Config) -> dict[str, float]:
             network.train()
             for step, indices in session.batches():
                 inputs = preprocess(images.train.images(indices))  # (B,C,S,S) in [-1,1]
-                learning_rate = warmup_cosine(step, total_steps, warmup_steps, config.learning_rate)
-                optimizers.set_learning_rate(optimizer, learning_rate)
+                share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
+                optimizers.set_learning_rate(optimizer, share)
 
                 reconstructions = model(inputs)
                 loss = reconstruction_loss(reconstructions, inputs, config.alpha)

@@ -13,7 +13,6 @@ What to expect on 2 CPU cores: digits in half a minute, MNIST (20 epochs) in abo
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from common.config import (
     BatchSize,
     Fraction,
     NonNegativeFloat,
+    OptimizerName,
     PositiveFloat,
     PositiveInt,
     TrainingConfig,
@@ -33,7 +33,6 @@ from common.display import tables
 from common.errors import UserError
 from common.evaluation import probes, report
 from common.losses import probability_mae
-from common.optimizers import warmup_cosine
 from common.run.session import Session
 
 METHOD = "joint"
@@ -50,8 +49,10 @@ class Config(TrainingConfig):
     flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
     # Optimization
     batch_size: BatchSize = 128  # images per step, summed over all processes
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: with Nesterov momentum 0.9
-    learning_rate: PositiveFloat = 0.1  # peak rate; scale it with the batch; adamw: about 0.002
+    optimizer: OptimizerName = "sgd"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it
+    learning_rate: PositiveFloat = 0.1  # peak; larger with the batch; adamw: 0.002, muon: 0.2
+    adamw_learning_rate: PositiveFloat = 0.005  # peak rate of the AdamW beside muon
+    schedule: optimizers.Schedule = "cosine"  # how the rate falls from its peak to 0
     weight_decay: NonNegativeFloat = 5e-4  # adamw: about 0.05
     warmup_epochs: NonNegativeFloat = 1  # linear rise before the cosine; fractions are fine
     max_gradient_norm: PositiveFloat = 5.0  # longer gradients are clipped to this length
@@ -91,11 +92,13 @@ def main(config: Config) -> dict[str, float]:
             "--width, --blocks or --latent_dim",
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
+        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
         optimizer = optimizers.build(
             config.optimizer,
             network,
             config.learning_rate,
             config.weight_decay,
+            config.adamw_learning_rate,
             fused=session.accelerator.scaler is None,
         )
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
@@ -117,8 +120,8 @@ def main(config: Config) -> dict[str, float]:
                     images.channels == 3,
                 )
                 inputs = preprocess(augmentation.apply(batch, drawn[session.share]))
-                learning_rate = warmup_cosine(step, total_steps, warmup_steps, config.learning_rate)
-                optimizers.set_learning_rate(optimizer, learning_rate)
+                share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
+                optimizers.set_learning_rate(optimizer, share)
 
                 logits = model(inputs)  # (B,K)
                 cross_entropy = F.cross_entropy(
@@ -128,11 +131,9 @@ def main(config: Config) -> dict[str, float]:
                 loss = cross_entropy + config.mae_weight * mae
 
                 if step == 0:  # how strongly each part of the loss pulls at the start
-                    norms = {}
+                    norms, trained = {}, [p for p in network.parameters() if p.requires_grad]
                     for name, part in (("cross_entropy", cross_entropy), ("probability_mae", mae)):
-                        gradients = torch.autograd.grad(
-                            part, list(network.parameters()), retain_graph=True
-                        )
+                        gradients = torch.autograd.grad(part, trained, retain_graph=True)
                         gradients = session.accelerator.reduce(gradients, "mean")
                         norm = torch.nn.utils.get_total_norm(gradients)
                         norms[f"train/{name}_gradient_norm"] = norm

@@ -15,7 +15,6 @@ What to expect on 2 CPU cores: digits in a few minutes; natural images want a na
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -25,6 +24,7 @@ from common.config import (
     BatchSize,
     EncoderName,
     NonNegativeFloat,
+    OptimizerName,
     PositiveFloat,
     PositiveInt,
     TrainingConfig,
@@ -36,7 +36,6 @@ from common.display import tables
 from common.errors import UserError
 from common.evaluation import probes, report
 from common.losses import supcon_collapse, supcon_floor, supcon_loss
-from common.optimizers import warmup_cosine
 from common.run.session import Session
 
 METHOD = "supcon"
@@ -55,8 +54,10 @@ class Config(TrainingConfig):
     flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
     # Optimization
     batch_size: BatchSize = 256  # images per step, summed over all processes
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd: with Nesterov momentum 0.9
-    learning_rate: PositiveFloat = 0.1  # peak rate; scale it with the batch; adamw: about 0.002
+    optimizer: OptimizerName = "sgd"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it
+    learning_rate: PositiveFloat = 0.1  # peak; larger with the batch; adamw: 0.002, muon: 0.2
+    adamw_learning_rate: PositiveFloat = 0.005  # peak rate of the AdamW beside muon
+    schedule: optimizers.Schedule = "cosine"  # how the rate falls from its peak to 0
     weight_decay: NonNegativeFloat = 1e-4  # adamw: about 0.05
     warmup_epochs: NonNegativeFloat = 1  # linear rise before the cosine; fractions are fine
     max_gradient_norm: PositiveFloat = 5.0  # longer gradients are clipped to this length
@@ -102,11 +103,13 @@ def main(config: Config) -> dict[str, float]:
             "--width, --blocks or --projection_dim",
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
+        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
         optimizer = optimizers.build(
             config.optimizer,
             network,
             config.learning_rate,
             config.weight_decay,
+            config.adamw_learning_rate,
             fused=session.accelerator.scaler is None,
         )
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
@@ -137,8 +140,8 @@ def main(config: Config) -> dict[str, float]:
                         images.channels == 3,
                     )
                     views.append(preprocess(augmentation.apply(batch, drawn[session.share])))
-                learning_rate = warmup_cosine(step, total_steps, warmup_steps, config.learning_rate)
-                optimizers.set_learning_rate(optimizer, learning_rate)
+                share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
+                optimizers.set_learning_rate(optimizer, share)
 
                 embeddings = model(torch.cat(views))  # (V·B,P), unit length
                 embeddings = rearrange(embeddings, "(v b) p -> b v p", v=config.views)

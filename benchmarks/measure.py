@@ -241,13 +241,13 @@ def script(turn: Turn, module: Any, **settings: Any) -> None:
     nothing else of the script is touched. Evaluation between epochs falls into a turn unless the
     turns are over before the first epoch is.
     """
-    schedule = module.warmup_cosine
+    schedule = module.optimizers.schedule
 
-    def at_each_step(*arguments: float) -> float:
+    def at_each_step(*arguments: Any) -> float:
         turn()
         return schedule(*arguments)
 
-    module.warmup_cosine = at_each_step
+    module.optimizers.schedule = at_each_step
     with (
         tempfile.TemporaryDirectory() as folder,
         open(os.devnull, "w") as nowhere,

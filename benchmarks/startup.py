@@ -18,14 +18,14 @@ SCRIPTS = ("train_ae", "train_joint", "train_supcon")
 FIRST_STEP = """
 import sys, time
 import {name} as script
-schedule, calls = script.warmup_cosine, []
+schedule, calls = script.optimizers.schedule, []
 def at_each_step(*arguments):
     calls.append(time.time())
     if len(calls) == 2:
         print("first step", calls[1], flush=True)
         raise SystemExit
     return schedule(*arguments)
-script.warmup_cosine = at_each_step
+script.optimizers.schedule = at_each_step
 script.main(script.parse(script.Config, sys.argv[1:]))
 """
 

@@ -59,7 +59,8 @@ Blocks = Annotated[int, Limits(0, 100)]  # of a network, per stage
 Views = Annotated[int, Limits(1, 100)]  # of an image
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"]
-EncoderName = Literal["cnn", "resnet18", "resnet34", "resnet50"]
+EncoderName = Literal["cnn", "airbench", "resnet18", "resnet34", "resnet50"]
+OptimizerName = Literal["sgd", "adamw", "muon"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,8 @@ class TrainingConfig:
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
     # Model
     encoder: EncoderName = "cnn"  # the network in front of the latents
-    width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the ResNets
-    blocks: Blocks = 0  # residual blocks per stage of the cnn (and of the decoder)
+    width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the others
+    blocks: Blocks = 0  # residual blocks per stage of cnn and airbench (and of the decoder)
     # Evaluation
     evaluate_every: PositiveInt = 1  # epochs between two evaluations on the validation images
     knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors

@@ -5,7 +5,7 @@ An encoder maps normalized images (B,C,S,S) to latents (B,D); `load_encoder` giv
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import read_json, write, write_json
 
-DEFAULT_WIDTH = {"cnn": 32, "resnet18": 64, "resnet34": 64, "resnet50": 64}
+DEFAULT_WIDTH = {"cnn": 32, "airbench": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64}
 LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
@@ -156,6 +156,86 @@ class ResNet(nn.Module):
         return self.to_latent(self.stages(images).mean(dim=(2, 3)))  # of (B, 8·width)
 
 
+class Airbench(nn.Module):
+    """The network of Jordan 2024 (arXiv 2404.00498, section 3), quick to train on small images.
+
+    (B,C,S,S) -> (B,latent_dim); with `latent_dim` None the features (B,4·width), the maxima of the
+    last feature map. A fixed 2×2 convolution whitens the pixels (`fit_whitening`); then three
+    groups of width, 4·width and 4·width channels: a 3×3 convolution, 2×2 max-pooling, and another
+    3×3 convolution or, with `blocks`, that many residual blocks of two (as in the paper's larger
+    network). Each has batch norm that shifts but does not scale, and SiLU, which is faster than the
+    paper's GELU; filters begin as the identity. `width` 64 is the network of the paper.
+    """
+
+    def __init__(
+        self, channels: int, image_size: int, width: int, blocks: int, latent_dim: int | None
+    ):
+        super().__init__()
+        self.whitening = nn.Conv2d(channels, 8 * channels, 2)
+        self.whitening.weight.requires_grad = False
+        layers: list[nn.Module] = []
+        channels_in = 8 * channels
+        for channels_out in (width, 4 * width, 4 * width):
+            pool = nn.MaxPool2d(2, ceil_mode=image_size < 16)  # 7 -> 4 -> 2 -> 1, and not to 0
+            layers += [_identity_filters(channels_in, channels_out), pool]
+            layers += [_shifting_norm(channels_out), nn.SiLU()]
+            layers += [ShiftingBlock(channels_out, is_residual=True) for _ in range(blocks)] or [
+                ShiftingBlock(channels_out, is_residual=False)
+            ]
+            channels_in = channels_out
+        self.stages = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.to_latent = nn.Linear(channels_in, latent_dim) if latent_dim else nn.Identity()
+        self.output_dim = latent_dim or channels_in
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stages(F.silu(self.whitening(images)))  # (B,4·width,S/8,S/8)
+        return self.to_latent(features.amax(dim=(2, 3)))
+
+    @torch.no_grad()
+    def fit_whitening(self, images: Iterable[Tensor]) -> None:
+        """Set the filters of the first layer from batches (N,C,S,S) of normalized training images.
+
+        They are the eigenvectors of the covariance of 2×2 patches, each divided by
+        √(eigenvalue + 5e-4), and their negatives, so that no sign is lost in the activation.
+        """
+        products, count = 0, 0
+        for batch in images:
+            patches = F.unfold(batch, 2).transpose(0, 1).flatten(1)  # (4·C,N·(S−1)²)
+            products, count = products + patches @ patches.T, count + patches.shape[1]
+        values, vectors = torch.linalg.eigh(products / count)
+        filters = (vectors / (values + 5e-4).sqrt()).mT.view(-1, *self.whitening.weight.shape[1:])
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+
+class ShiftingBlock(nn.Module):
+    """SiLU(f(x)), f being a 3×3 convolution and batch norm; SiLU(x + f(SiLU(f(x)))) if residual."""
+
+    def __init__(self, channels: int, is_residual: bool):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(1 + is_residual):
+            layers += [_identity_filters(channels, channels), _shifting_norm(channels), nn.SiLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.is_residual = is_residual
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.layers(features)
+        return F.silu(features + out if self.is_residual else out)
+
+
+def _identity_filters(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3×3 convolution whose first filters pass on their channel as it is."""
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[:channels_in])
+    return layer
+
+
+def _shifting_norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    norm.weight.requires_grad = False  # stays 1
+    return norm
+
+
 def _fastest_format(width: int) -> torch.memory_format:
     # below 16 channels oneDNN 3.12 writes out of bounds in the backward pass of a strided 1×1
     return torch.contiguous_format if width % 16 else torch.channels_last
@@ -169,14 +249,24 @@ def build_encoder(
     width: int | None,
     blocks: int,
     latent_dim: int | None,
-) -> EncoderCNN | ResNet:
-    """The encoder of that name; `width` None is the usual one (32 for cnn, 64 for the ResNets)."""
+) -> EncoderCNN | Airbench | ResNet:
+    """The encoder of that name; `width` None is the usual one: 32 for cnn, 64 for the others."""
     width = width or DEFAULT_WIDTH[encoder]
     if encoder == "cnn":
         return EncoderCNN(channels, image_size, width, blocks, latent_dim)
+    if encoder == "airbench":
+        return Airbench(channels, image_size, width, blocks, latent_dim)
     if blocks:
-        raise UserError(f"--blocks applies to --encoder cnn only; leave it out with {encoder}")
+        raise UserError(
+            f"--blocks applies to --encoder cnn and airbench; leave it out with {encoder}"
+        )
     return ResNet(encoder, channels, width, latent_dim)
+
+
+def fit_whitening(network: nn.Module, preprocess: Preprocess, images: Iterable[Tensor]) -> None:
+    """Set the fixed filters of the network's encoder, if it has some, from uint8 (N,C,S,S) each."""
+    if isinstance(network.encoder, Airbench):
+        network.encoder.fit_whitening(preprocess(batch).cpu() for batch in images)
 
 
 class Decoder(nn.Module):
@@ -223,7 +313,7 @@ def build_autoencoder(
 ) -> Autoencoder:
     """An encoder of that name with the decoder that mirrors the cnn.
 
-    The decoder has the width of the cnn, or half the width of a ResNet (usually 32 in both cases).
+    The decoder has the width of the cnn, or half that of another encoder: usually 32 in both cases.
     """
     sizes = {"channels": channels, "image_size": image_size, "width": width, "blocks": blocks}
     network = build_encoder(encoder, **sizes, latent_dim=latent_dim)

@@ -80,7 +80,8 @@ def test_a_script_changes_its_turn_at_each_of_its_steps(script, tmp_path, monkey
             raise measure.Finished
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(script, "warmup_cosine", script.warmup_cosine)  # puts it back
+    schedule = script.optimizers.schedule
+    monkeypatch.setattr(script.optimizers, "schedule", schedule)  # puts it back
     small = {"encoder": "cnn", "width": 4, "batch_size": 32, "limit_train": 96}
     with pytest.raises(measure.Finished):
         measure.script(turn, script, epochs=2, run_dir=str(tmp_path / "run"), **small)

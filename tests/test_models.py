@@ -10,7 +10,7 @@ from common.errors import UserError
 SIZES = {"width": 4, "blocks": 0, "latent_dim": 16}
 
 
-@pytest.mark.parametrize("encoder", ["cnn", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("encoder", ["cnn", "airbench", "resnet18", "resnet34", "resnet50"])
 @pytest.mark.parametrize(("channels", "image_size"), [(1, 32), (3, 24)])
 def test_every_encoder_gives_latents_and_every_parameter_a_gradient(encoder, channels, image_size):
     network = models.build_encoder(encoder, channels=channels, image_size=image_size, **SIZES)
@@ -19,11 +19,14 @@ def test_every_encoder_gives_latents_and_every_parameter_a_gradient(encoder, cha
     assert network.output_dim == 16
     latents.square().sum().backward()
     for name, parameter in network.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(("encoder", "dim"), [("cnn", 256), ("resnet18", 32), ("resnet50", 128)])
+@pytest.mark.parametrize(
+    ("encoder", "dim"), [("cnn", 256), ("airbench", 16), ("resnet18", 32), ("resnet50", 128)]
+)
 def test_without_a_latent_size_the_features_come_out(encoder, dim):
     sizes = SIZES | {"latent_dim": None}
     network = models.build_encoder(encoder, channels=1, image_size=32, **sizes)
@@ -121,7 +124,7 @@ def save(folder, encoder="cnn"):
     return network
 
 
-@pytest.mark.parametrize("encoder", ["cnn", "resnet18"])
+@pytest.mark.parametrize("encoder", ["cnn", "airbench", "resnet18"])
 def test_a_saved_encoder_comes_back_with_its_preprocessing(tmp_path, encoder):
     network = save(tmp_path, encoder).eval()
     images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
@@ -180,7 +183,60 @@ def test_the_joint_network_reads_its_logits_off_the_latents():
     assert network(images).shape == (2, 7)
 
 
-def test_blocks_belong_to_the_cnn():
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+@pytest.mark.parametrize("image_size", [8, 16, 32, 96])
+def test_airbench_takes_images_of_any_size(blocks, image_size):
+    sizes = SIZES | {"blocks": blocks, "latent_dim": None}
+    network = models.build_encoder("airbench", channels=1, image_size=image_size, **sizes)
+    assert network(torch.randn(2, 1, image_size, image_size)).shape == (2, 16)
+
+
+def test_airbench_is_the_network_of_the_paper():
+    sizes = {"channels": 3, "image_size": 32, "width": None, "latent_dim": None}
+    network = models.build_encoder("airbench", blocks=0, **sizes)
+    shapes = [tuple(m.weight.shape[:2]) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    groups = [(64, 24), (64, 64), (256, 64), (256, 256), (256, 256), (256, 256)]
+    assert shapes == [(24, 3), *groups]
+    # 1.97 million with the 256 x 10 weights of its linear classifier
+    assert 1.96e6 < sum(p.numel() for p in network.parameters()) + 2560 < 1.98e6
+    larger = models.build_encoder("airbench", blocks=1, **sizes)
+    assert sum(isinstance(m, nn.Conv2d) for m in larger.modules()) == 1 + 9
+
+
+def test_whitened_patches_are_uncorrelated_and_the_filters_come_in_pairs(tmp_path):
+    network = models.build_encoder("airbench", channels=3, image_size=16, **SIZES)
+    noise = torch.randn(200, 3, 16, 16)
+    images = noise + 0.5 * noise.roll(1, -1) + 0.5 * noise.roll(1, 1)  # pixels, channels correlate
+    network.fit_whitening(images.split(64))
+    with torch.no_grad():
+        whitened = nn.functional.conv2d(images, network.whitening.weight)
+        again = whitened.transpose(0, 1).flatten(1)  # (24,N)
+    products = again @ again.T / again.shape[1]
+    assert torch.allclose(products[:12, :12], torch.eye(12), atol=0.02)  # eigenvalues + 5e-4
+    assert torch.equal(again[12:], -again[:12])
+
+
+def test_airbench_filters_begin_as_the_identity():
+    network = models.build_encoder("airbench", channels=1, image_size=16, **SIZES)
+    for layer in (m for m in network.stages.modules() if isinstance(m, nn.Conv2d)):
+        images = torch.randn(1, layer.in_channels, 4, 4)
+        same = min(layer.in_channels, layer.out_channels)
+        assert torch.allclose(layer(images)[:, :same], images[:, :same], atol=1e-6)
+
+
+def test_only_airbench_is_whitened():
+    preprocess = models.Preprocess((0.5,), (0.25,))
+    images = torch.randint(0, 256, (20, 1, 16, 16), dtype=torch.uint8)
+    for encoder in ("cnn", "airbench"):
+        network = models.build_autoencoder(encoder, channels=1, image_size=16, **SIZES)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        models.fit_whitening(network, preprocess, [images])
+        after = network.state_dict()
+        changed = [name for name in after if not torch.equal(after[name], before[name])]
+        assert changed == ([] if encoder == "cnn" else ["encoder.whitening.weight"])
+
+
+def test_blocks_belong_to_cnn_and_airbench():
     with pytest.raises(UserError, match="--blocks"):
         models.build_encoder(
             "resnet18", channels=1, image_size=32, width=4, blocks=1, latent_dim=16

@@ -36,6 +36,7 @@ def stopping(monkeypatch):
         ("joint", ()),
         ("joint", ("--optimizer=adamw", "--learning_rate=0.002")),
         ("joint", ("--precision=bf16",)),
+        ("joint", ("--encoder=airbench", "--width=16", "--optimizer=muon", "--learning_rate=0.2")),
         ("supcon", ()),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,

@@ -29,10 +29,11 @@ from common.config import (
     parse,
 )
 from common.data import augmentation, datasets
+from common.data.philox import Random
 from common.display import tables
 from common.evaluation import probes, report
 from common.losses import reconstruction_loss
-from common.run.session import Session, generator
+from common.run.session import Session
 from common.run.tracking import progress
 
 METHOD = "ae"
@@ -105,14 +106,7 @@ def main(config: Config) -> dict[str, float]:
             return models.build(lambda: models.MLPClassifier(*sizes), "--hidden_dim")
 
         new_classifier()  # it fits, or the training need not begin
-        optimizer = optimizers.build(
-            config.optimizer,
-            network,
-            config.learning_rate,
-            config.weight_decay,
-            config.adamw_learning_rate,
-            fused=session.accelerator.scaler is None,
-        )
+        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
@@ -201,14 +195,12 @@ def shifted_views(
     split: datasets.Split, copies: int, flip: bool, seed: int
 ) -> Iterator[datasets.Split]:
     """The same images, each moved by a few pixels and, where `flip`, perhaps mirrored."""
-    channels, size = split.source.shape[1:3]
-    for number in range(1, copies + 1):
-        drawn = augmentation.draw(
-            "crop_flip", len(split), size, generator(seed, number), flip, channels == 3
-        )
+    numbers = torch.arange(len(split), device=split.labels.device)
+    for view in range(copies):
 
-        def shift(images: torch.Tensor, positions: slice, drawn=drawn) -> torch.Tensor:
-            return (augmentation.apply(images, drawn[positions]) * 255).round().byte()
+        def shift(images: torch.Tensor, positions: slice, view=view) -> torch.Tensor:
+            random = Random(numbers[positions], seed, view=view)
+            return (augmentation.augment(images, random, "crop_flip", flip) * 255).round().byte()
 
         yield replace(split, change=shift)
 

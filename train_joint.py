@@ -29,6 +29,7 @@ from common.config import (
     parse,
 )
 from common.data import augmentation, datasets
+from common.data.philox import Random
 from common.display import tables
 from common.errors import UserError
 from common.evaluation import probes, report
@@ -93,33 +94,19 @@ def main(config: Config) -> dict[str, float]:
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
         models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
-        optimizer = optimizers.build(
-            config.optimizer,
-            network,
-            config.learning_rate,
-            config.weight_decay,
-            config.adamw_learning_rate,
-            fused=session.accelerator.scaler is None,
-        )
+        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # ------------------------------------------------------------ Training
-        for _ in session.epochs(config.epochs):  # starts where the checkpoint ended
+        for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
                 batch = images.train.images(indices)  # (B,C,S,S) uint8
-                labels = images.train.labels[indices.to(session.device)]  # (B,)
-                drawn = augmentation.draw(
-                    config.augment,
-                    config.batch_size,
-                    config.image_size,
-                    session.generator(),
-                    flip,
-                    images.channels == 3,
-                )
-                inputs = preprocess(augmentation.apply(batch, drawn[session.share]))
+                labels = images.train.labels[indices]  # (B,)
+                random = Random(indices, config.seed, epoch)
+                inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 

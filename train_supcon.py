@@ -17,6 +17,7 @@ What to expect on 2 CPU cores: digits in a few minutes; natural images want a na
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
 from common import models, optimizers
@@ -32,6 +33,7 @@ from common.config import (
     parse,
 )
 from common.data import augmentation, datasets
+from common.data.philox import Random
 from common.display import tables
 from common.errors import UserError
 from common.evaluation import probes, report
@@ -49,6 +51,7 @@ class Config(TrainingConfig):
     # Loss
     temperature: PositiveFloat = 0.1  # T: a lower one weighs the nearest negatives more
     supervised: bool = True  # False: only views of one image are positives (SimCLR)
+    cross_entropy_weight: NonNegativeFloat = 0.0  # above 0: a linear classifier learns along
     views: Views = 2  # random views of each image
     augment: augmentation.Kind = "contrastive"  # crop_flip: shift; cutout: hole; affine: turn
     flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
@@ -88,6 +91,8 @@ def main(config: Config) -> dict[str, float]:
             raise UserError("all images are of one class, so none is pushed away; add another")
         if config.views < 2 and not config.supervised:
             raise UserError("--views 1 leaves no positives without labels; take at least 2")
+        if config.cross_entropy_weight and not config.supervised:
+            raise UserError("--cross_entropy_weight needs labels; leave it out without them")
 
         # ------------------------------------------------------------ Model
         architecture = dict(
@@ -99,19 +104,16 @@ def main(config: Config) -> dict[str, float]:
             latent_dim=None,  # the features themselves
         )
         network = models.build(
-            lambda: models.SupConNet(models.build_encoder(**architecture), config.projection_dim),
+            lambda: models.SupConNet(
+                models.build_encoder(**architecture),
+                config.projection_dim,
+                classes if config.cross_entropy_weight else None,
+            ),
             "--width, --blocks or --projection_dim",
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
         models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
-        optimizer = optimizers.build(
-            config.optimizer,
-            network,
-            config.learning_rate,
-            config.weight_decay,
-            config.adamw_learning_rate,
-            fused=session.accelerator.scaler is None,
-        )
+        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
         model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
@@ -121,32 +123,32 @@ def main(config: Config) -> dict[str, float]:
         counts = config.batch_size * frequencies if config.supervised else [1] * config.batch_size
         floor = supcon_floor(list(map(float, counts)), config.views, config.temperature)
         collapse = supcon_collapse(config.batch_size, config.views)
-        session.constants = {"train/loss_floor": floor, "train/loss_collapse": collapse}
+        if not config.cross_entropy_weight:
+            session.constants = {"train/loss_floor": floor, "train/loss_collapse": collapse}
 
         # ------------------------------------------------------------ Training
         for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
                 batch = images.train.images(indices)  # (B,C,S,S) uint8
-                labels = images.train.labels[indices.to(session.device)]  # (B,)
-                generator, views = session.generator(), []
-                for _ in range(config.views):
-                    drawn = augmentation.draw(
-                        config.augment,
-                        config.batch_size,
-                        config.image_size,
-                        generator,
-                        flip,
-                        images.channels == 3,
-                    )
-                    views.append(preprocess(augmentation.apply(batch, drawn[session.share])))
+                labels = images.train.labels[indices]  # (B,)
+                randoms = [Random(indices, config.seed, epoch, v) for v in range(config.views)]
+                views = [
+                    preprocess(augmentation.augment(batch, random, config.augment, flip))
+                    for random in randoms
+                ]
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 
-                embeddings = model(torch.cat(views))  # (V·B,P), unit length
+                embeddings, logits = model(torch.cat(views))  # (V·B,P) unit length; (V·B,K), None
                 embeddings = rearrange(embeddings, "(v b) p -> b v p", v=config.views)
                 positives = labels if config.supervised else None
                 loss = supcon_loss(embeddings, positives, config.temperature)
+                parts = {}
+                if logits is not None:
+                    cross_entropy = F.cross_entropy(logits, labels.repeat(config.views))
+                    parts = {"contrastive": loss, "cross_entropy": cross_entropy}
+                    loss = loss + config.cross_entropy_weight * cross_entropy
 
                 optimizer.zero_grad()
                 session.accelerator.backward(loss)
@@ -154,14 +156,14 @@ def main(config: Config) -> dict[str, float]:
                     network.parameters(), config.max_gradient_norm
                 )
                 optimizer.step()
-                session.log_step(loss=loss, gradient_norm=norm)
+                session.log_step(loss=loss, **parts, gradient_norm=norm)
 
             if session.evaluates():  # the main process only
                 accuracy = report.knn_accuracy(
                     network.encoder, preprocess, references, images.validation
                 )
                 session.log_epoch({"val/knn_accuracy": accuracy}, maximize="val/knn_accuracy")
-            if epoch == 0 and session.loss > collapse - 0.01 * (collapse - floor):
+            if session.constants and epoch == 0 and session.loss > 0.99 * collapse + 0.01 * floor:
                 advice = "a lower --learning_rate, more --warmup_epochs or a higher --temperature"
                 session.say(f"warning: all embeddings are nearly equal; try {advice}")
         if not session.is_main:

@@ -55,19 +55,22 @@ def pictures() -> np.ndarray:
 def ours(turn: measure.Turn) -> None:
     from common import models
     from common.data import augmentation
+    from common.data.philox import Random
     from common.run import runtime
 
     runtime.start("no", seed=0)
     images = torch.from_numpy(pictures()).permute(0, 3, 1, 2).contiguous().to(measure.DEVICE)
     preprocess = models.Preprocess(MEAN, STD).to(measure.DEVICE)
-    generator = torch.Generator().manual_seed(0)
+    epoch = -1
     while True:
+        epoch += 1
         for positions in torch.randperm(len(images)).split(BATCH)[:-1]:
             turn()
-            batch = images[positions.to(measure.DEVICE)]
-            for _ in range(2):
-                drawn = augmentation.draw("contrastive", BATCH, SIZE, generator, True, True)
-                preprocess(augmentation.apply(batch, drawn))
+            positions = positions.to(measure.DEVICE)
+            batch = images[positions]
+            for view in range(2):
+                random = Random(positions, 0, epoch, view)
+                preprocess(augmentation.augment(batch, random, "contrastive", True))
 
 
 class Pictures(torch.utils.data.Dataset):

@@ -86,7 +86,8 @@ def bare(name: str, encoder: str, channels: int, batch_size: int, turn: measure.
             loss = torch.nn.functional.cross_entropy(found, labels)
             loss = loss + losses.probability_mae(found, labels)
         else:
-            loss = losses.supcon_loss(torch.stack(found.chunk(2), dim=1), labels, 0.1)
+            embeddings, _ = found
+            loss = losses.supcon_loss(torch.stack(embeddings.chunk(2), dim=1), labels, 0.1)
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

@@ -335,19 +335,23 @@ class JointClassifier(nn.Module):
 
 
 class SupConNet(nn.Module):
-    """Encoder and projection head: images (B,C,S,S) to embeddings (B,P), float32, of unit length.
+    """Encoder, projection head and perhaps a linear classifier of `classes` beside the head.
 
-    The head is an MLP with one hidden layer (Khosla et al. 2020, section 3.1).
+    Images (B,C,S,S) to embeddings (B,P), float32, of unit length, and logits (B,K) or None. The
+    head is an MLP with one hidden layer (Khosla et al. 2020, section 3.1).
     """
 
-    def __init__(self, encoder: nn.Module, projection_dim: int):
+    def __init__(self, encoder: nn.Module, projection_dim: int, classes: int | None = None):
         super().__init__()
         dim = encoder.output_dim
         self.encoder = encoder
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+        self.classifier = nn.Linear(dim, classes) if classes else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(self.head(self.encoder(images)).float(), dim=1)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.encoder(images)
+        logits = self.classifier(features) if self.classifier else None
+        return F.normalize(self.head(features).float(), dim=1), logits
 
 
 class MLPClassifier(nn.Sequential):

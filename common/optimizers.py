@@ -39,29 +39,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = share * group["initial_lr"]
 
 
-def build(
-    name: Literal["sgd", "adamw", "muon"],
-    network: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    adamw_learning_rate: float,
-    fused: bool | None,
-) -> torch.optim.Optimizer:
-    """The optimizer `name` for all parameters of a network that learn.
+def build(config: Any, network: nn.Module, fused: bool | None) -> torch.optim.Optimizer:
+    """The optimizer for all parameters of a network that learn.
 
-    sgd has Nesterov momentum 0.9. muon trains the weights in front of a batch norm, which are those
-    of layers without a bias, and AdamW the others, with `adamw_learning_rate`; `weight_decay` is
-    then AdamW's. `fused` None is PyTorch's own choice: with fp16's scaler a fused one would skip
-    steps unseen.
+    `config` has `optimizer` (sgd with Nesterov momentum 0.9, adamw or muon), `learning_rate`,
+    `weight_decay` and `adamw_learning_rate`. Muon trains the weights in front of a batch norm,
+    which are those of layers without a bias, and AdamW the others; the last two are then AdamW's.
+    `fused` None is PyTorch's own choice: with fp16's scaler a fused one would skip steps unseen.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    kwargs: dict[str, Any] = {"weight_decay": weight_decay, "fused": fused}
-    if name == "sgd":
-        optimizer = torch.optim.SGD(
-            parameters, learning_rate, momentum=0.9, nesterov=True, **kwargs
-        )
-    elif name == "adamw":
-        optimizer = torch.optim.AdamW(parameters, learning_rate, **kwargs)
+    rate = config.learning_rate
+    kwargs: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused}
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, **kwargs)
+    elif config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, rate, **kwargs)
     else:
         matrices = [
             module.weight
@@ -71,7 +63,7 @@ def build(
         ]
         taken = {id(matrix) for matrix in matrices}
         others = [p for p in parameters if id(p) not in taken]
-        optimizer = Muon(matrices, learning_rate, others, adamw_learning_rate, **kwargs)
+        optimizer = Muon(matrices, rate, others, config.adamw_learning_rate, **kwargs)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # the name that PyTorch's schedulers use
     return optimizer

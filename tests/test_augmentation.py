@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import InterpolationMode
 
 from common.data import augmentation, color
+from common.data.philox import Random, philox
 
 SIZE = 32
 COLORS = torch.tensor(
@@ -31,6 +32,10 @@ def one_thread():  # thousands of tiny tensors: a second thread, on busy cores, 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def streams(count: int, seed: int = 0) -> Random:
+    return Random(torch.arange(count), seed)
 
 
 def uniform(low: float, high: float, *shape: int, seed: int = 1) -> torch.Tensor:
@@ -85,9 +90,9 @@ def test_colors_alone_leave_the_callers_images_alone():
     images = pictures(30)
     before = images.clone()
     everybody = torch.ones(30, dtype=torch.bool)
-    factors, order = color.draw_jitter(30, (0.8, 0.8, 0.8, 0.5), seeded())
+    factors, order = color.draw_jitter(streams(30), (0.8, 0.8, 0.8, 0.5))
     chosen = {"jitters": everybody, "factors": factors, "order": order, "grayscale": everybody}
-    drawn = augmentation.Draw(30, images.shape[-1], **chosen)
+    drawn = augmentation.Draw(**chosen)
     assert not torch.equal(augmentation.apply(images, drawn), before)
     assert torch.equal(images, before)
 
@@ -100,7 +105,7 @@ def test_gray_equals_torchvision():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_color_jitter_equals_torchvision_in_each_images_own_order(channels):
     images = pictures(300, channels)
-    factors, order = color.draw_jitter(300, (0.8, 0.8, 0.8, 0.5), seeded())
+    factors, order = color.draw_jitter(streams(300), (0.8, 0.8, 0.8, 0.5))
     jitters = torch.rand(300, generator=seeded(3)) < 0.8
     operations = [
         reference.adjust_brightness,
@@ -119,6 +124,9 @@ def test_color_jitter_equals_torchvision_in_each_images_own_order(channels):
     actual = color.color_jitter_(images.clone(), jitters, factors, order)
     assert_equal(actual, expected, tolerance=1e-5)
     assert torch.equal(actual[~jitters], images[~jitters])
+    # what a GPU computes instead, where no shape may depend on a value
+    everything = color._jitter_all_(images.clone(), jitters, factors, order)
+    assert_equal(everything, expected, tolerance=1e-5)
     assert (actual - images)[jitters].abs().mean() > 0.1
     nobody = torch.zeros(300, dtype=torch.bool)
     actual = color.color_jitter_(images.clone(), nobody, factors, order)
@@ -128,7 +136,7 @@ def test_color_jitter_equals_torchvision_in_each_images_own_order(channels):
 @pytest.mark.parametrize("antialias", [True, False])
 def test_resized_crop_equals_torchvision_up_to_its_border(antialias):
     images = pictures(300, 3, SIZE)
-    boxes = augmentation.draw_boxes(300, SIZE, (0.01, 1.0), (3 / 4, 4 / 3), seeded())
+    boxes = augmentation.draw_boxes(streams(300), SIZE, (0.01, 1.0), (3 / 4, 4 / 3))
     boxes[:2] = torch.tensor([[0.0, 0, SIZE, SIZE], [SIZE - 1, SIZE - 1, 1, 1]])
 
     def crop(image, box):
@@ -155,7 +163,7 @@ def test_affine_with_a_box_is_crop_then_affine_in_one_resampling():
     # on a plane, bilinear sampling is exact, so one resampling equals two away from the borders
     ramp = torch.arange(SIZE) / SIZE
     images = (0.3 * ramp + 0.6 * ramp[:, None]).expand(50, 1, SIZE, SIZE)
-    boxes = augmentation.draw_boxes(50, SIZE, (0.5, 1.0), (3 / 4, 4 / 3), seeded())
+    boxes = augmentation.draw_boxes(streams(50), SIZE, (0.5, 1.0), (3 / 4, 4 / 3))
     angles, shifts = uniform(-15, 15, 50), uniform(-2, 2, 50, 2)
     cropped = augmentation.resized_crop(images, boxes)
     expected = augmentation.affine(cropped, angles, shifts)
@@ -212,49 +220,81 @@ CASES = [(kind, flip, color) for kind in get_args(augmentation.Kind)
 
 @pytest.mark.parametrize("kind, flip, color", CASES)
 def test_a_pipeline_keeps_shape_and_range_and_depends_on_the_seed_alone(kind, flip, color):
-    def view(images, seed):
-        drawn = augmentation.draw(kind, 64, SIZE, seeded(seed), flip, color)
-        return augmentation.apply(images, drawn), drawn
+    everything = torch.arange(64)
+
+    def view(images, seed, numbers=everything):
+        return augmentation.augment(images, Random(numbers, seed), kind, flip)
 
     images = pictures(64, 3 if color else 1, SIZE).mul(255).round().to(torch.uint8)
     before = images.clone()
-    whole, drawn = view(images, 0)
+    whole = view(images, 0)
     assert whole.shape == images.shape and whole.dtype == torch.float32
     assert whole.min() >= 0 and whole.max() <= 1
     assert torch.equal(images, before)
     floats = augmentation.to_float(images)
-    assert torch.equal(view(floats, 0)[0], whole)
+    assert torch.equal(view(floats, 0), whole)
     assert torch.equal(floats, augmentation.to_float(images))
-    assert torch.equal(view(images, 0)[0], whole)
+    assert torch.equal(view(images, 0), whole)
     if kind == "none":
         assert torch.equal(whole, augmentation.to_float(images))
     else:
-        assert not torch.equal(view(images, 1)[0], whole)
-    slices = [slice(0, 7), slice(7, 8), slice(8, 64)]
-    parts = torch.cat([augmentation.apply(images[rows], drawn[rows]) for rows in slices])
-    assert_equal(parts, whole, tolerance=1e-6)
-    rows = torch.tensor([5, 3, 60])
-    assert drawn[rows].batch_size == 3
-    assert_equal(augmentation.apply(images[rows], drawn[rows]), whole[rows], tolerance=1e-6)
+        assert not torch.equal(view(images, 1), whole)
+    rows = torch.tensor([5, 3, 60])  # whatever batch an image is in
+    assert_equal(view(images[rows], 0, rows), whole[rows], tolerance=1e-6)
 
 
-def test_views_drawn_one_after_the_other_differ():
-    generator = seeded()
-    first, second = (
-        augmentation.draw("contrastive", 64, SIZE, generator, True, True) for _ in range(2)
-    )
+def test_views_and_epochs_differ():
     images = pictures(64, 3, SIZE)
-    views = augmentation.apply(images, first), augmentation.apply(images, second)
-    assert (views[0] - views[1])[2:].abs().flatten(1).mean(1).min() > 0.01
+    first, *others = (
+        augmentation.augment(images, Random(torch.arange(64), 0, *more), "contrastive", True)
+        for more in [(0, 0), (0, 1), (1, 0)]
+    )
+    for other in others:
+        assert (first - other)[2:].abs().flatten(1).mean(1).min() > 0.01
+
+
+def test_philox_gives_the_words_that_its_authors_publish():
+    # Random123's known answers of philox4x32-10
+    for counter, key, expected in [
+        ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ]:
+        words = philox(*map(torch.tensor, counter), tuple(key))
+        assert " ".join(f"{int(word):08x}" for word in words) == expected
+
+
+def test_a_stream_goes_on_where_it_was_and_its_numbers_are_uniform():
+    at_once = Random(torch.arange(5000), 3, 2, 1).uniform(8)
+    stream = Random(torch.arange(5000), 3, 2, 1)
+    assert torch.equal(torch.cat([stream.uniform(4), stream.uniform(4)], dim=1), at_once)
+    assert at_once.min() >= 0 and at_once.max() < 1
+    assert abs(at_once.mean() - 0.5) < 5 / math.sqrt(12 * at_once.numel())
+    assert (torch.corrcoef(at_once.T) - torch.eye(8)).abs().max() < 5 / math.sqrt(5000)
+    for others in [(4, 2, 1), (3, 1, 1), (3, 2, 0), (3 + 2**32, 2, 1)]:
+        assert not torch.equal(Random(torch.arange(5000), *others).uniform(8), at_once)
+    assert (Random(torch.arange(5000), 0).uniform(2, 0, 9).long().unique()).tolist() == [*range(9)]
+
+
+def test_each_image_is_mirrored_in_every_other_epoch():
+    flips = [Random(torch.arange(1000), 0, epoch).bits() for epoch in range(4)]
+    assert torch.equal(flips[0], flips[2]) and torch.equal(flips[1], flips[3])
+    assert torch.equal(flips[0], ~flips[1])
+    assert within_binomial(flips[0].float().mean(), 0.5, 1000)
+    assert not torch.equal(flips[0], Random(torch.arange(1000), 0, 0, view=1).bits())
 
 
 def test_strength_zero_changes_nothing():
     images = pictures(40, 3, SIZE)
-    boxes = augmentation.draw_boxes(40, SIZE, (1.0, 1.0), (1.0, 1.0), seeded())
+    boxes = augmentation.draw_boxes(streams(40), SIZE, (1.0, 1.0), (1.0, 1.0))
     assert_equal(augmentation.resized_crop(images, boxes), images, tolerance=1e-5)
     still = torch.zeros(40)
     assert_equal(augmentation.affine(images, still, torch.zeros(40, 2)), images, tolerance=1e-5)
-    factors, order = color.draw_jitter(40, (0.0, 0.0, 0.0, 0.0), seeded())
+    factors, order = color.draw_jitter(streams(40), (0.0, 0.0, 0.0, 0.0))
     everybody = torch.ones(40, dtype=torch.bool)
     actual = color.color_jitter_(images.clone(), everybody, factors, order)
     assert_equal(actual, images)
@@ -267,7 +307,7 @@ def test_only_flip_mirrors(kind, color):
     images = torch.linspace(0.2, 0.8, SIZE).expand(500, 3 if color else 1, SIZE, SIZE)
 
     def shares(flip):
-        drawn = augmentation.draw(kind, 500, SIZE, seeded(), flip, color)
+        drawn = augmentation.draw(kind, streams(500), SIZE, flip, color)
         columns = augmentation.apply(images, drawn)[..., 8:-8, 8:-8].mean(dim=(1, 2))
         slope = (columns[:, -1] - columns[:, 0]).sign()
         return (slope < 0).float().mean(), (slope > 0).float().mean()
@@ -284,7 +324,7 @@ def test_only_flip_mirrors(kind, color):
 )
 def test_digits_keep_background_and_ink(kind, kept, least):
     images = digits()
-    drawn = augmentation.draw(kind, len(images), SIZE, seeded(), flip=False, color=False)
+    drawn = augmentation.draw(kind, streams(len(images)), SIZE, flip=False, color=False)
     changed = augmentation.apply(images, drawn)
     zoom = 1.0 if drawn.boxes is None else drawn.boxes[:, 2:].prod(dim=1) / SIZE**2
     share = zoom * changed.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
@@ -302,7 +342,7 @@ def within_binomial(share: torch.Tensor, probability: float, count: int) -> bool
 
 def test_draws_follow_their_distributions():
     count = 10_000
-    drawn = augmentation.draw("contrastive", count, SIZE, seeded(), flip=True, color=True)
+    drawn = augmentation.draw("contrastive", streams(count), SIZE, flip=True, color=True)
     for chosen, probability in [(drawn.flips, 0.5), (drawn.jitters, 0.8), (drawn.grayscale, 0.2)]:
         assert within_binomial(chosen.float().mean(), probability, count)
     both = drawn.jitters & drawn.grayscale
@@ -328,7 +368,7 @@ def test_draws_follow_their_distributions():
 
 
 def test_factors_are_never_negative():
-    factors, _ = color.draw_jitter(1000, (2.0, 3.0, 4.0, 0.5), seeded())
+    factors, _ = color.draw_jitter(streams(1000), (2.0, 3.0, 4.0, 0.5))
     assert factors[:, :3].min() >= 0 and (factors[:, 3].abs() <= 0.5).all()
     assert (factors.amax(dim=0) > torch.tensor([2.9, 3.9, 4.8, 0.49])).all()
 
@@ -337,7 +377,7 @@ def test_factors_are_never_negative():
     "kind, color", [("contrastive", False), ("affine", False), ("affine", True)]
 )
 def test_images_are_rotated_and_shifted_a_little(kind, color):
-    drawn = augmentation.draw(kind, 5000, SIZE, seeded(), flip=False, color=color)
+    drawn = augmentation.draw(kind, streams(5000), SIZE, flip=False, color=color)
     assert drawn.jitters is None and drawn.grayscale is None and drawn.flips is None
     for values, limit in [(drawn.angles, 15), (drawn.shifts, 2)]:
         assert -limit <= values.min() < -0.99 * limit and 0.99 * limit < values.max() <= limit
@@ -346,7 +386,7 @@ def test_images_are_rotated_and_shifted_a_little(kind, color):
 
 @pytest.mark.parametrize("color", [False, True])
 def test_affine_zooms_in_and_out_alike_about_the_middle(color):
-    drawn = augmentation.draw("affine", 5000, SIZE, seeded(), flip=False, color=color)
+    drawn = augmentation.draw("affine", streams(5000), SIZE, flip=False, color=color)
     top, left, height, width = drawn.boxes.unbind(1)
     assert torch.allclose(top + height / 2, torch.full_like(top, SIZE / 2))
     assert torch.allclose(left + width / 2, torch.full_like(left, SIZE / 2))
@@ -369,19 +409,19 @@ def test_boxes_are_distributed_as_torchvisions():
         theirs = torch.tensor(
             [RandomResizedCrop.get_params(image, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(2000)]
         ).float()
-    ours = augmentation.draw_boxes(20_000, SIZE, (0.2, 1.0), (3 / 4, 4 / 3), seeded())
+    ours = augmentation.draw_boxes(streams(20_000), SIZE, (0.2, 1.0), (3 / 4, 4 / 3))
     assert torch.allclose(ours.mean(dim=0), theirs.mean(dim=0), atol=0.6)
     assert torch.allclose(ours.std(dim=0), theirs.std(dim=0), atol=0.4)
 
 
 def test_boxes_that_never_fit_are_the_whole_image():
-    boxes = augmentation.draw_boxes(5, SIZE, (1.0, 1.0), (2.0, 3.0), seeded())
+    boxes = augmentation.draw_boxes(streams(5), SIZE, (1.0, 1.0), (2.0, 3.0))
     assert torch.equal(boxes, torch.tensor([0.0, 0, SIZE, SIZE]).expand(5, 4))
 
 
 def test_crop_flip_offsets_reach_every_place():
     for is_rgb, padding in [(True, 4), (False, 2)]:
-        drawn = augmentation.draw("crop_flip", 2000, SIZE, seeded(), flip=False, color=is_rgb)
+        drawn = augmentation.draw("crop_flip", streams(2000), SIZE, flip=False, color=is_rgb)
         assert drawn.flips is None and drawn.padding == padding and drawn.reflect == is_rgb
         assert set(drawn.offsets.flatten().tolist()) == set(range(2 * padding + 1))
 
@@ -389,8 +429,8 @@ def test_crop_flip_offsets_reach_every_place():
 @pytest.mark.parametrize("color", [False, True])
 def test_cutout_is_crop_flip_with_one_hole_anywhere(color):
     images = torch.full((5000, 3 if color else 1, SIZE, SIZE), 0.8)
-    drawn = augmentation.draw("cutout", 5000, SIZE, seeded(), flip=False, color=color)
-    cropped = augmentation.draw("crop_flip", 5000, SIZE, seeded(), flip=False, color=color)
+    drawn = augmentation.draw("cutout", streams(5000), SIZE, flip=False, color=color)
+    cropped = augmentation.draw("crop_flip", streams(5000), SIZE, flip=False, color=color)
     assert torch.equal(drawn.offsets, cropped.offsets)
     assert drawn.centers.amin() == 0 and drawn.centers.amax() == SIZE - 1
     changed, whole = (augmentation.apply(images, d) for d in (drawn, cropped))
@@ -402,11 +442,6 @@ def test_cutout_is_crop_flip_with_one_hole_anywhere(color):
     assert max(side.max() for side in sides) == 12 and min(side.min() for side in sides) <= 6
 
 
-def test_what_does_not_fit_together_is_refused():
-    drawn = augmentation.draw("contrastive", 4, SIZE, seeded(), flip=False, color=True)
-    with pytest.raises(ValueError, match="the draw is for"):
-        augmentation.apply(pictures(5, 3, SIZE), drawn)
-    with pytest.raises(ValueError, match="the draw is for"):
-        augmentation.apply(pictures(4, 3, 16), drawn)
+def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="unknown kind"):
-        augmentation.draw("heavy", 4, SIZE, seeded(), flip=False, color=True)
+        augmentation.draw("heavy", streams(4), SIZE, flip=False, color=True)

@@ -168,7 +168,8 @@ def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient():
         "resnet18", channels=1, image_size=16, width=4, blocks=0, latent_dim=None
     )
     network = models.SupConNet(encoder, 6)
-    embeddings = network(torch.randn(4, 1, 16, 16))
+    embeddings, logits = network(torch.randn(4, 1, 16, 16))
+    assert logits is None
     assert embeddings.shape == (4, 6)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(4), atol=1e-6)
     embeddings[:, 0].sum().backward()

@@ -1,5 +1,6 @@
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ def network() -> nn.Module:
 
 
 def build(name: str, module: nn.Module) -> torch.optim.Optimizer:
-    return optimizers.build(name, module, 0.2, 0.01, adamw_learning_rate=0.003, fused=None)
+    rates = {"learning_rate": 0.2, "adamw_learning_rate": 0.003, "weight_decay": 0.01}
+    return optimizers.build(SimpleNamespace(optimizer=name, **rates), module, fused=None)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

@@ -268,11 +268,22 @@ def test_supcon_without_labels_learns_and_refuses_a_single_view(tmp_path):
     metrics = run("supcon", tmp_path / "run", *words)
     assert metrics["train/loss"] < metrics["train/loss_collapse"]
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+    with pytest.raises(UserError, match="--cross_entropy_weight needs labels"):
+        run("supcon", tmp_path / "one", *words, "--cross_entropy_weight=1")
+    sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match="--views 1 leaves no positives"):
         run("supcon", tmp_path / "one", *words, "--views=1")
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match=r"--temperature 0\.001 is too low"):
         run("supcon", tmp_path / "one", "--temperature=0.001")
+
+
+def test_supcon_with_cross_entropy_logs_both_parts_of_its_loss(tmp_path):
+    run("supcon", tmp_path / "run", "--epochs=1", "--cross_entropy_weight=0.5")
+    row = next(row for row in rows_of(tmp_path / "run") if "train/loss" in row)
+    parts = row["train/contrastive"] + 0.5 * row["train/cross_entropy"]
+    assert row["train/loss"] == pytest.approx(parts)
+    assert "train/loss_floor" not in row  # of the contrastive part alone
 
 
 @pytest.mark.parametrize("method", ["joint", "supcon"])

@@ -1,13 +1,11 @@
 """Random augmentation of whole batches: crops, flips, rotations, cutout, color jitter.
 
-`draw` draws the random parameters of one view of the global batch, on the CPU; `apply` is a pure
-function of images and such a draw, on the images' device:
+    images = augmentation.augment(images, Random(numbers, seed, epoch), "contrastive", flip)
 
-    drawn = augmentation.draw("contrastive", batch_size, image_size, generator, flip, color)
-    images = augmentation.apply(images, drawn[local_rows])   # uint8 or float in, float [0,1] out
-
-For V views, draw V times from the same generator. The single operations take one parameter per
-image and equal torchvision's functional ones (`torchvision.transforms.v2.functional`, tensors).
+takes uint8 or float images and returns floats in [0,1]. `draw` makes the parameters of a view from
+random numbers, `apply` is a pure function of images and these; both work on the images' device. The
+single operations take one parameter per image and equal torchvision's functional ones
+(`torchvision.transforms.v2.functional`, tensors).
 """
 
 import math
@@ -16,9 +14,10 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from common.data.color import color_jitter_, draw_jitter, on_device_of, rgb_to_grayscale
+from common.data.color import color_jitter_, draw_jitter, rgb_to_grayscale
+from common.data.philox import Random
 
 Kind = Literal["none", "crop_flip", "cutout", "affine", "contrastive"]
 Range = tuple[float, float]
@@ -26,13 +25,8 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Draw:
-    """The random parameters of one view of B images, on the CPU; None: no such operation.
+    """The random parameters of one view of B images; None: no such operation."""
 
-    `drawn[rows]`, rows a slice or an index tensor, is one process's part of a global draw.
-    """
-
-    batch_size: int
-    image_size: int
     offsets: Tensor | None = None  # (B,2) int64: top, left in the padded image
     padding: int = 0  # in pixels
     reflect: bool = False  # padding mode: reflect, or zeros
@@ -48,15 +42,14 @@ class Draw:
     order: Tensor | None = None  # (B,4) int64: the operation at each position
     grayscale: Tensor | None = None  # (B,) bool
 
-    def __getitem__(self, rows: slice | Tensor) -> "Draw":
-        taken = {name: t[rows] for name, t in vars(self).items() if isinstance(t, Tensor)}
-        return replace(self, batch_size=len(torch.arange(self.batch_size)[rows]), **taken)
+
+def augment(images: Tensor, random: Random, kind: Kind, flip: bool) -> Tensor:
+    """One random view of square images (B,C,S,S), C 1 or 3, as `draw` says; float32 in [0,1]."""
+    return apply(images, draw(kind, random, images.shape[-1], flip, images.shape[1] == 3))
 
 
-def draw(
-    kind: Kind, batch_size: int, image_size: int, generator: Generator, flip: bool, color: bool
-) -> Draw:
-    """Draw one view of `batch_size` square images, a pure function of the generator's state.
+def draw(kind: Kind, random: Random, image_size: int, flip: bool, color: bool) -> Draw:
+    """Draw one view of square images from their random numbers.
 
     "none" changes nothing. "crop_flip" is a random crop after padding, RGB images by 1/8 of their
     side (4 px of 32, reflected), grayscale images by 1/16 (2 px, zeros). "cutout" also fills a
@@ -66,70 +59,63 @@ def draw(
     and translates by up to 1/16, filled with 0. "contrastive" treats RGB images as SimCLR and
     SupCon do (Chen et al. 2020; Khosla et al. 2020); grayscale images get a milder crop (a digit
     that fills its image keeps nine tenths of its ink), rotation and translation as above.
-    `flip` adds a horizontal flip with probability 1/2, to any kind but "none"; False where it
-    changes the label, as with digits and letters. `color` says that images have 3 channels.
+    `flip` mirrors each image in every other epoch, a random half of them in the first (Jordan
+    2024), with any kind but "none"; False where it changes the label, as with digits and letters.
+    `color` says that images have 3 channels.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind of augmentation {kind!r}")
-    flips = torch.rand(batch_size, generator=generator) < 0.5 if flip and kind != "none" else None
-    drawn = Draw(batch_size, image_size, flips=flips)
     if kind == "none":
-        return drawn
+        return Draw()
+    drawn = Draw(flips=random.bits() if flip else None)
     shift = max(1, image_size // 16)
     if kind in ("crop_flip", "cutout"):
         padding = 2 * shift if color else shift
-        offsets = torch.randint(0, 2 * padding + 1, (batch_size, 2), generator=generator)
+        offsets = random.uniform(2, 0, 2 * padding + 1).long()
         drawn = replace(drawn, offsets=offsets, padding=padding, reflect=color)
         if kind == "crop_flip":
             return drawn
-        centers = torch.randint(0, image_size, (batch_size, 2), generator=generator)
+        centers = random.uniform(2, 0, image_size).long()
         size, fill = max(1, 3 * image_size // 8), 0.5 if color else 0.0
         return replace(drawn, centers=centers, cutout_size=size, fill=fill)
     if kind == "contrastive" and color:
-        boxes = draw_boxes(batch_size, image_size, (0.2, 1.0), (3 / 4, 4 / 3), generator)
-        jitters = torch.rand(batch_size, generator=generator) < 0.8
-        factors, order = draw_jitter(batch_size, (0.4, 0.4, 0.4, 0.1), generator)
-        grayscale = torch.rand(batch_size, generator=generator) < 0.2
-        jitter = {"jitters": jitters, "factors": factors, "order": order}
-        return replace(drawn, boxes=boxes, **jitter, grayscale=grayscale)
+        boxes = draw_boxes(random, image_size, (0.2, 1.0), (3 / 4, 4 / 3))
+        factors, order = draw_jitter(random, (0.4, 0.4, 0.4, 0.1))
+        jitter, gray = random.uniform(2).unbind(1)
+        chosen = {"jitters": jitter < 0.8, "grayscale": gray < 0.2}
+        return replace(drawn, boxes=boxes, factors=factors, order=order, **chosen)
     if kind == "contrastive":
-        boxes = draw_boxes(batch_size, image_size, (0.7, 1.0), (0.8, 1.25), generator)
+        boxes = draw_boxes(random, image_size, (0.7, 1.0), (0.8, 1.25))
     else:
-        boxes = draw_scales(batch_size, image_size, (0.7, 1 / 0.7), (0.8, 1.25), generator)
-    angles = _uniform((batch_size,), -15, 15, generator)
-    shifts = _uniform((batch_size, 2), -shift, shift, generator)
-    return replace(drawn, boxes=boxes, angles=angles, shifts=shifts)
+        boxes = draw_scales(random, image_size, (0.7, 1 / 0.7), (0.8, 1.25))
+    angle, *shifts = random.uniform(3, -1, 1).unbind(1)
+    return replace(drawn, boxes=boxes, angles=15 * angle, shifts=shift * torch.stack(shifts, 1))
 
 
-def draw_boxes(
-    batch_size: int, image_size: int, scale: Range, ratio: Range, generator: Generator
-) -> Tensor:
+def draw_boxes(random: Random, image_size: int, scale: Range, ratio: Range) -> Tensor:
     """Draw boxes (B,4) float32: top, left, height, width in whole pixels, inside the image.
 
     As in torchvision's RandomResizedCrop: area uniform in `scale` times the image's, aspect ratio
     (width / height) log-uniform in `ratio`; the first of ten tries that fits, else the whole image.
     """
-    tries = (batch_size, 10)
-    area = image_size**2 * _uniform(tries, *scale, generator)
-    aspect = _log_uniform(tries, *ratio, generator)
-    sizes = _sides(area, aspect).round()  # (B,10,2)
+    areas = image_size**2 * random.uniform(10, *scale)
+    sizes = _sides(areas, _log_uniform(random, 10, *ratio)).round()  # (B,10,2)
     fits = ((sizes >= 1) & (sizes <= image_size)).all(dim=2)
-    sizes = sizes[torch.arange(batch_size), fits.int().argmax(dim=1)]  # (B,2), of the first to fit
+    first = fits.int().argmax(dim=1)[:, None, None].expand(-1, 1, 2)  # of those that fit
+    sizes = sizes.gather(1, first)[:, 0]  # (B,2)
     sizes = torch.where(fits.any(dim=1, keepdim=True), sizes, float(image_size))
     places = image_size - sizes + 1
-    corners = (torch.rand((batch_size, 2), generator=generator) * places).floor()
+    corners = (random.uniform(2) * places).floor()
     return torch.cat([corners.minimum(places - 1), sizes], dim=1)
 
 
-def draw_scales(
-    batch_size: int, image_size: int, scale: Range, ratio: Range, generator: Generator
-) -> Tensor:
+def draw_scales(random: Random, image_size: int, scale: Range, ratio: Range) -> Tensor:
     """Draw boxes (B,4) float32 about the image's center, larger than it where `scale` is above 1.
 
     Area and aspect ratio are log-uniform: with limits s and 1/s as many images grow as shrink.
     """
-    area = _log_uniform((batch_size,), *scale, generator)
-    sizes = image_size * _sides(area, _log_uniform((batch_size,), *ratio, generator))  # (B,2)
+    area, aspect = (_log_uniform(random, 1, *limits)[:, 0] for limits in (scale, ratio))
+    sizes = image_size * _sides(area, aspect)  # (B,2)
     return torch.cat([(image_size - sizes) / 2, sizes], dim=1)
 
 
@@ -138,22 +124,12 @@ def _sides(area: Tensor, aspect: Tensor) -> Tensor:
     return torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=-1)
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
-
-
-def _log_uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
-    return _uniform(shape, math.log(low), math.log(high), generator).exp()
+def _log_uniform(random: Random, count: int, low: float, high: float) -> Tensor:
+    return random.uniform(count, math.log(low), math.log(high)).exp()
 
 
 def apply(images: Tensor, drawn: Draw) -> Tensor:
-    """Augment images (B,C,H,W), uint8 or float32 in [0,1], as drawn; returns float32 in [0,1].
-
-    C is 1 or 3. ValueError where number or size of the images differ from the draw's.
-    """
-    expected = (drawn.batch_size, images.shape[1], drawn.image_size, drawn.image_size)
-    if images.shape != expected:
-        raise ValueError(f"images {tuple(images.shape)}, but the draw is for {expected}")
+    """Augment images (B,C,H,W), uint8 or float32 in [0,1], as drawn; returns float32 in [0,1]."""
     images = images.clone() if images.dtype == torch.float32 else to_float(images)
     if drawn.offsets is not None:
         images = pad_and_crop(images, drawn.offsets, drawn.padding, drawn.reflect)
@@ -168,8 +144,8 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
     if drawn.jitters is not None:
         color_jitter_(images, drawn.jitters, drawn.factors, drawn.order)
     if drawn.grayscale is not None:
-        rows = on_device_of(images, drawn.grayscale.nonzero()[:, 0])
-        images.index_copy_(0, rows, rgb_to_grayscale(images.index_select(0, rows)))
+        is_gray = drawn.grayscale.view(-1, 1, 1, 1)
+        images = torch.where(is_gray, rgb_to_grayscale(images), images)
     return images
 
 
@@ -180,7 +156,7 @@ def to_float(images: Tensor) -> Tensor:
 
 def horizontal_flip(images: Tensor, flips: Tensor) -> Tensor:
     """Flip the images (B,C,H,W) horizontally where flips (B,) bool is True."""
-    return torch.where(on_device_of(images, flips).view(-1, 1, 1, 1), images.flip(-1), images)
+    return torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def pad_and_crop(images: Tensor, offsets: Tensor, padding: int, reflect: bool) -> Tensor:
@@ -191,7 +167,7 @@ def pad_and_crop(images: Tensor, offsets: Tensor, padding: int, reflect: bool) -
     height, width = images.shape[-2:]
     padded = F.pad(images, (padding,) * 4, mode="reflect" if reflect else "constant")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B,C,2p+1,2p+1,H,W), a view
-    top, left = on_device_of(images, offsets).unbind(1)
+    top, left = offsets.unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
@@ -200,7 +176,7 @@ def cutout(images: Tensor, centers: Tensor, size: int, fill: float) -> Tensor:
 
     It extends from center − size // 2 over `size` pixels (DeVries & Taylor 2017).
     """
-    first = on_device_of(images, centers) - size // 2  # (B,2)
+    first = centers - size // 2  # (B,2)
     rows, columns = (torch.arange(n, device=images.device) for n in images.shape[-2:])
     in_rows, in_columns = (
         (places >= start[:, None]) & (places < start[:, None] + size)
@@ -216,14 +192,13 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
     box is made smaller, the crop's border included: no pixel outside it is read.
     """
     height, width = images.shape[-2:]
-    boxes = on_device_of(images, boxes).unsqueeze(2)
-    top, left, box_height, box_width = boxes.unbind(1)  # (B,1) each
+    top, left, box_height, box_width = boxes.unsqueeze(2).unbind(1)  # (B,1) each
     x = left + box_width * (torch.arange(width, device=images.device) + 0.5) / width - 0.5
     y = top + box_height * (torch.arange(height, device=images.device) + 0.5) / height - 0.5
     x = x.maximum(left).minimum(left + box_width - 1)  # (B,W)
     y = y.maximum(top).minimum(top + box_height - 1)  # (B,H)
     if flips is not None:  # flipping the coordinates is cheaper than flipping the images
-        x = torch.where(on_device_of(images, flips)[:, None], x.flip(1), x)
+        x = torch.where(flips[:, None], x.flip(1), x)
     return _sample(images, x[:, None, :], y[:, :, None])
 
 
@@ -234,13 +209,14 @@ def affine(images: Tensor, angles: Tensor, shifts: Tensor, boxes: Tensor | None 
     twice. With `boxes` (B,4) the image is first cropped and resized, in the same interpolation.
     """
     height, width = images.shape[-2:]
-    radians = torch.deg2rad(on_device_of(images, angles))[:, None, None]  # (B,1,1)
-    shift_x, shift_y = on_device_of(images, shifts)[:, :, None, None].unbind(1)
+    radians = torch.deg2rad(angles)[:, None, None]  # (B,1,1)
+    shift_x, shift_y = shifts[:, :, None, None].unbind(1)
     across = torch.arange(width, device=images.device) + 0.5 - width / 2 - shift_x  # (B,1,W)
     down = (torch.arange(height, device=images.device) + 0.5 - height / 2)[:, None] - shift_y
-    boxes = torch.tensor([[0.0, 0.0, height, width]]) if boxes is None else boxes
-    top, left, box_height, box_width = on_device_of(images, boxes)[:, :, None, None].unbind(1)
-    zoom_x, zoom_y = box_width / width, box_height / height
+    top, left, zoom_x, zoom_y = 0, 0, 1, 1
+    if boxes is not None:
+        top, left, box_height, box_width = boxes[:, :, None, None].unbind(1)
+        zoom_x, zoom_y = box_width / width, box_height / height
     # terms of rows and of columns stay separate; only their sums are as large as the images
     x = left - 0.5 + zoom_x * (radians.cos() * across + width / 2) + zoom_x * radians.sin() * down
     y = top - 0.5 + zoom_y * (radians.cos() * down + height / 2) - zoom_y * radians.sin() * across

@@ -1,28 +1,33 @@
 """Color jitter of whole batches: brightness, contrast, saturation and hue, per image.
 
-The parameters are drawn on the CPU, the operations run on the images' device and equal
-torchvision's (`torchvision.transforms.v2.functional`, tensors).
+Parameters are on the images' device. The operations equal torchvision's
+(`torchvision.transforms.v2.functional`, tensors).
 """
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+
+from common.data.philox import Random
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def draw_jitter(
-    batch_size: int, strength: tuple[float, float, float, float], generator: Generator
+    random: Random, strength: tuple[float, float, float, float]
 ) -> tuple[Tensor, Tensor]:
     """Draw factors (B,4) float32 and the order (B,4) int64 of the four color operations.
 
     As in torchvision's ColorJitter: brightness, contrast and saturation uniform in
     [max(0, 1 - s), 1 + s], hue shift in [-s, s]; each image has its own permutation.
     """
-    strengths, neutral = torch.tensor(strength), torch.tensor([1.0, 1.0, 1.0, 0.0])
-    low, high = neutral - strengths, neutral + strengths
-    low[:HUE].clamp_(min=0)
-    factors = low + (high - low) * torch.rand((batch_size, 4), generator=generator)
-    return factors, torch.rand((batch_size, 4), generator=generator).argsort(dim=1)
+    *around_one, around_zero = random.uniform(4, -1, 1).unbind(1)
+    *strengths, hue = strength
+    factors = [  # the middle of the range, and its half width
+        (max(0, 1 - s) + 1 + s) / 2 + (1 + s - max(0, 1 - s)) / 2 * number
+        for s, number in zip(strengths, around_one, strict=True)
+    ]
+    order = random.uniform(4).argsort(dim=1)
+    return torch.stack([*factors, hue * around_zero], dim=1), order
 
 
 def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
@@ -32,7 +37,7 @@ def blend_(images: Tensor, factors: Tensor, operations: Tensor) -> Tensor:
     operations (B,) BRIGHTNESS, CONTRAST or SATURATION for each image, so that one pass does all
     three. Saturation leaves images with 1 channel unchanged.
     """
-    factors, operations = (on_device_of(images, t)[:, None, None] for t in (factors, operations))
+    factors, operations = factors[:, None, None], operations[:, None, None]
     luminance = rgb_to_grayscale(images)[:, 0]  # (B,H,W)
     mean = luminance.mean(dim=(1, 2), keepdim=True)
     luminance = luminance * ((1 - factors) * (operations == SATURATION))
@@ -66,7 +71,7 @@ def adjust_hue_(images: Tensor, hue_shift: Tensor) -> Tensor:
     chroma6 = 6 * chroma
     hue = torch.sub(largest, smallest, alpha=2).sub_(red).add_(green).add_(blue)
     hue.div_(chroma6.clamp(min=1e-12)).copysign_(green - blue)
-    hue.add_(on_device_of(images, hue_shift)[:, None, None])
+    hue.add_(hue_shift[:, None, None])
     hue.sub_(hue.round())  # in [-1/2,1/2]
     # chroma6 * clamp(.., 1/6, 1/3) is d * clamp(.., 1, 2); its 1 goes into the first term
     low, high = smallest - chroma, largest + chroma
@@ -79,9 +84,10 @@ def adjust_hue_(images: Tensor, hue_shift: Tensor) -> Tensor:
 def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Jitter the images where `jitters` is True, in each image's own order, in place.
 
-    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64, on the
-    CPU: row indices are computed from their values, without synchronizing with the device.
+    images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64.
     """
+    if images.device.type != "cpu":
+        return _jitter_all_(images, jitters, factors, order)
     # Hue, the most expensive operation, runs once for all images. They are sorted by the position
     # of hue in their order: the first `end` images have their k-th other operation before hue, the
     # rest have it after.
@@ -91,9 +97,6 @@ def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tenso
     ends = [int((hue_step[rows] > step).sum()) for step in range(3)]
     others = order[rows][order[rows] != HUE].view(-1, 3)  # (n,3)
     hue_shift, factors = factors[rows, HUE], factors[rows].gather(1, others)
-    rows, hue_shift, factors, others = (
-        on_device_of(images, t) for t in (rows, hue_shift, factors, others)
-    )
     chosen = images.index_select(0, rows)
     for step, end in enumerate(ends):  # blend before hue, then after it
         blend_(chosen[:end], factors[:end, step], others[:end, step])
@@ -103,6 +106,19 @@ def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tenso
     return images.index_copy_(0, rows, chosen)
 
 
-def on_device_of(images: Tensor, tensor: Tensor) -> Tensor:
-    """A small tensor on the images' device, copied without blocking."""
-    return tensor.to(images.device, non_blocking=True)
+def _jitter_all_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """The same without a shape that depends on values, for which a GPU would have to wait.
+
+    Each image gets its three blends both before and after the hue; a factor of 1 changes nothing.
+    """
+    is_hue = order == HUE
+    positions = is_hue.int().argsort(dim=1, stable=True)[:, :3]  # of the other operations
+    is_before = positions < is_hue.int().argmax(dim=1, keepdim=True)  # (B,3)
+    others = order.gather(1, positions)
+    other_factors = torch.where(jitters[:, None], factors.gather(1, others), 1)
+    for step in range(3):
+        blend_(images, torch.where(is_before, other_factors, 1)[:, step], others[:, step])
+    adjust_hue_(images, factors[:, HUE] * jitters)
+    for step in range(3):
+        blend_(images, torch.where(is_before, 1, other_factors)[:, step], others[:, step])
+    return images

@@ -131,12 +131,13 @@ class Session:
         """
         config, first = self.config, self.epoch * self.steps_per_epoch
         order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch)
+        order = order[:, self.share].to(self.device)  # at once: a step does not wait for a copy
         started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         self._signals.waits = True
         with tracking.progress(self.steps_per_epoch, title, self.is_main) as bar:
             bar.update(self.step - first)
-            for positions in order[self.step - first :, self.share]:
+            for positions in order[self.step - first :]:
                 yield self.step, positions
                 self.step += 1
                 bar.update()
@@ -153,10 +154,6 @@ class Session:
                     self._signals.leave(number)
         self._save()  # before the evaluation, which a signal ends at once and a resume repeats
         self._signals.waits = False
-
-    def generator(self) -> torch.Generator:
-        """A CPU generator for the draws of this step, a pure function of seed, epoch and step."""
-        return generator(self.config.seed, self.epoch, self.step)
 
     def log_step(self, **values: Tensor) -> None:
         """Report values () of the step, `loss` among them; their means become `train/NAME`."""

@@ -65,14 +65,7 @@ def main(config: Config) -> dict[str, float]:
         return session.summary
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
-        images = datasets.load(
-            config.dataset,
-            config.data_dir,
-            config.image_size,
-            config.limit_train,
-            config.skip_unreadable,
-            show_progress=session.is_main,
-        ).to(session.device)
+        images = datasets.load(config, show_progress=session.is_main).to(session.device)
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip

@@ -72,6 +72,7 @@ class TrainingConfig:
     data_dir: str = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
     image_size: ImageSize = 32  # pixels a side
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
+    labels_per_class: PositiveInt | None = None  # only so many training images keep their label
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
     # Model
     encoder: EncoderName = "cnn"  # the network in front of the latents

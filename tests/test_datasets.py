@@ -160,6 +160,30 @@ def test_without_a_test_part_a_stratified_one_is_held_out():
     assert torch.bincount(images.test.labels).tolist() == [5, 5, 5, 5]
 
 
+def test_few_labels_are_the_same_number_of_each_class_and_nested():
+    def kept(count, seed=0):
+        images = datasets.split_data(arrays(), labels_per_class=count, seed=seed)
+        whole = datasets.split_data(arrays())
+        assert torch.equal(images.pretrain.rows, whole.train.rows)
+        assert torch.equal(images.validation.rows, whole.validation.rows)
+        assert (images.mean, images.std) == (whole.mean, whole.std)
+        assert torch.bincount(images.train.labels).tolist() == [count] * 4
+        assert set(images.train.rows.tolist()) <= set(whole.train.rows.tolist())
+        labels = images.train.images(slice(None))[:, 0, 0, 0].long()
+        assert torch.equal(labels, images.train.labels)
+        return set(images.train.rows.tolist())
+
+    assert kept(2) < kept(5) < kept(15)
+    assert kept(5) == kept(5) != kept(5, seed=1)
+    assert kept(2, seed=1) < kept(5, seed=1)
+    both = datasets.split_data(arrays(), limit_train=40, labels_per_class=3)
+    assert (len(both.pretrain), len(both.train)) == (40, 12)
+    with pytest.raises(
+        UserError, match=r"--labels_per_class 50: class class . has \d+ training images"
+    ):
+        datasets.split_data(arrays(), labels_per_class=50)
+
+
 def test_too_few_images_are_refused():
     with pytest.raises(UserError, match="too few"):
         datasets.split_data(arrays(count=3, with_test=False), limit_train=None)

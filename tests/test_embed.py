@@ -66,7 +66,9 @@ def trained(tmp_path_factory, request):
 def digits(tmp_path_factory):
     """The test images of the digits as PNG files, those from 10 up to half of them in a folder."""
     place = tmp_path_factory.mktemp("digits")
-    images = datasets.load("digits", "data", 32).test.images(slice(None)).numpy()
+    images = (
+        datasets.split_data(datasets.read("digits", "data", 32)).test.images(slice(None)).numpy()
+    )
     half = len(images) // 2
     names = [
         f"folder/deep/{n:03}.png" if 10 <= n < half else f"{n}.png" for n in range(len(images))

@@ -96,7 +96,7 @@ def test_the_pca_line_is_the_best_linear_one(images):
 
 def test_the_pca_line_is_left_out_with_its_reason(images, monkeypatch):
     assert report.fit_pca(images.train, 192) == (None, "192 dimensions hold the images whole")
-    digits = datasets.load("digits", "data", 32)
+    digits = datasets.split_data(datasets.read("digits", "data", 32))
     pca, reason = report.fit_pca(digits.train, 128)  # 8×8 enlarged: rank 64
     assert pca is None
     assert "degrees of freedom" in reason

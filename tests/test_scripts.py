@@ -104,7 +104,7 @@ def test_latents_belong_to_the_saved_encoder_and_the_test_images(straight):
     stored = np.load(folder / "latents.npz")
     assert stored["latents"].dtype == np.float32
     assert stored["labels"].dtype == stored["predictions"].dtype == np.int64
-    test = datasets.load("digits", "data", 32).test
+    test = datasets.split_data(datasets.read("digits", "data", 32)).test
     assert np.array_equal(stored["labels"], test.labels.numpy())
     latents = report.encode(models.load_encoder(folder), torch.nn.Identity(), test)
     assert np.allclose(stored["latents"], latents.numpy(), atol=1e-4)
@@ -200,7 +200,7 @@ def test_bad_input_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, metho
 @pytest.mark.parametrize("method", SCRIPTS)
 def test_without_test_the_test_images_stay_unseen(tmp_path, monkeypatch, method):
     def seen(self, positions):
-        split = datasets.load("digits", "data", 32, 256)
+        split = datasets.split_data(datasets.read("digits", "data", 32), 256)
         if len(self.source) == len(split.test.source):  # not a shifted copy of training images
             assert not set(split.test.rows.tolist()) & set(self.rows[positions].tolist())
         return original(self, positions)
@@ -231,8 +231,8 @@ def test_every_script_holds_out_the_same_images(straight, monkeypatch, tmp_path)
     class Stop(Exception):
         pass
 
-    def look(images, limit_train):
-        seen.append(original(images, limit_train).validation.rows)
+    def look(images, *limits):
+        seen.append(original(images, *limits).validation.rows)
         raise Stop
 
     original = datasets.split_data

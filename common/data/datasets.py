@@ -9,6 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,12 +72,15 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """The splits of a data set; `train` and `validation` share one source.
+    """The splits of a data set; the first three share one source.
 
-    `mean` and `std` are those of each channel of the training images, in [0,1].
+    `train` are the training images with labels, `pretrain` all of them, for methods that learn
+    without labels: the same unless labels are few. `mean` and `std` are those of each channel of
+    `pretrain`, in [0,1].
     """
 
     train: Split
+    pretrain: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
@@ -92,7 +96,8 @@ class ImageData:
         """The data with labels on `device`, and images too if they fit into half of a GPU's free
         memory; otherwise each batch is moved on its own.
         """
-        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        names = ("train", "pretrain", "validation", "test")
+        splits = {name: getattr(self, name) for name in names}
         sources = {id(split.source): split.source for split in splits.values()}
         size = sum(source.numel() for source in sources.values())
         fits = device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
@@ -103,17 +108,11 @@ class ImageData:
         return dataclasses.replace(self, **splits)
 
 
-def load(
-    dataset: str,
-    data_dir: str | Path,
-    image_size: int,
-    limit_train: int | None = None,
-    skip_unreadable: bool = False,
-    show_progress: bool = True,
-) -> ImageData:
-    """Read a data set and split it: `read`, then `split_data`."""
-    arrays = read(dataset, data_dir, image_size, skip_unreadable, show_progress)
-    return split_data(arrays, limit_train)
+def load(config: Any, show_progress: bool = True) -> ImageData:
+    """Read the data set of a `TrainingConfig` and split it: `read`, then `split_data`."""
+    place = config.dataset, config.data_dir, config.image_size
+    arrays = read(*place, config.skip_unreadable, show_progress)
+    return split_data(arrays, config.limit_train, config.labels_per_class, config.seed)
 
 
 def read(
@@ -143,11 +142,21 @@ def read(
     return Arrays(*arrays, class_names, checksum(*chunks, repr(class_names).encode()))
 
 
-def split_data(arrays: Arrays, limit_train: int | None) -> ImageData:
+def split_data(
+    arrays: Arrays,
+    limit_train: int | None = None,
+    labels_per_class: int | None = None,
+    seed: int = 0,
+) -> ImageData:
     """Split off validation (and test, if there is none); compute mean and std for normalization.
 
     `arrays` may also come from `folder.load_folder`. `limit_train` keeps that many training
-    images, stratified; validation and test stay whole.
+    images, stratified, of which `labels_per_class` keep their labels, drawn with `seed`: with one
+    seed the images of a smaller number are among those of a larger one. Validation and test stay
+    whole, with their labels.
+
+    Raises:
+        UserError: too few images to split, or fewer than `labels_per_class` of some class.
     """
     train_images, train_labels = arrays.train_images, arrays.train_labels
     test_images, test_labels = arrays.test_images, arrays.test_labels
@@ -162,17 +171,29 @@ def split_data(arrays: Arrays, limit_train: int | None) -> ImageData:
     validation_rows, train_rows = order[:count], order[count:]
     if len(train_rows) < 2:
         raise UserError(f"{len(train_labels)} images are too few to hold some out; add images")
-    train_rows = train_rows[:limit_train]
+    pretrain_rows = train_rows[:limit_train]
+    train_rows = pretrain_rows
+    if labels_per_class:
+        few = few_per_class(train_labels[pretrain_rows], labels_per_class, seed)
+        train_rows = pretrain_rows[few]
+        sizes = np.bincount(train_labels[train_rows], minlength=len(arrays.class_names))
+        if sizes.min() < labels_per_class:
+            name = arrays.class_names[int(sizes.argmin())]
+            raise UserError(
+                f"--labels_per_class {labels_per_class}: class {name} has {sizes.min()} training "
+                "images; take fewer labels, or add images"
+            )
 
     train_source = _as_tensor(train_images)
     test_source = train_source if test_images is train_images else _as_tensor(test_images)
-    mean, std = channel_statistics(train_images, train_rows)
+    mean, std = channel_statistics(train_images, pretrain_rows)
 
     def split(source: Tensor, labels: np.ndarray, rows: np.ndarray) -> Split:
         return Split(source, torch.from_numpy(rows), torch.from_numpy(labels[rows]))
 
     return ImageData(
         train=split(train_source, train_labels, train_rows),
+        pretrain=split(train_source, train_labels, pretrain_rows),
         validation=split(train_source, train_labels, validation_rows),
         test=split(test_source, test_labels, test_rows),
         class_names=arrays.class_names,
@@ -193,6 +214,18 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         members = random.permutation(np.flatnonzero(labels == label))
         position[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((random.permutation(len(labels)), position))
+
+
+def few_per_class(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of `count` random members of each class, in order; fewer where a class has fewer.
+
+    With one seed, those of a smaller count are among those of a larger one.
+    """
+    random = np.random.RandomState(seed % 2**32)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def channel_statistics(images: np.ndarray, rows: np.ndarray) -> tuple[Floats, Floats]:

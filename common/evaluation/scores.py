@@ -1,0 +1,133 @@
+"""Scores that put methods on one footing: classification, retrieval, clustering, intervals.
+
+Pure functions of labels, predictions and latents. scikit-learn computes what it has.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 512  # queries whose similarities to all images are in memory at a time
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
+
+
+def classification(labels: Tensor, predictions: Tensor) -> dict[str, float]:
+    """accuracy, balanced_accuracy (the mean over classes) and macro_f1 of predictions int64 (N,).
+
+    On balanced classes the first two are equal.
+    """
+    from sklearn import metrics
+
+    true, found = labels.cpu().numpy(), predictions.cpu().numpy()
+    with warnings.catch_warnings(action="ignore"):  # a class that is predicted but not there
+        return {
+            "accuracy": float(metrics.accuracy_score(true, found)),
+            "balanced_accuracy": float(metrics.balanced_accuracy_score(true, found)),
+            "macro_f1": float(metrics.f1_score(true, found, average="macro", zero_division=0)),
+        }
+
+
+def calibration_error(labels: Tensor, probabilities: Tensor) -> float:
+    """Expected calibration error: Σ over bins of n_b/N · |accuracy_b − confidence_b|, 0 to 1.
+
+    The bins are 15 equal intervals of the confidence, the largest probability of each row of
+    `probabilities` float (N,K) (Guo et al. 2017, equation 3). `labels` int64 (N,).
+    """
+    confidence, predictions = probabilities.double().max(dim=1)
+    surplus = (predictions == labels).double() - confidence  # (N,)
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    sums = torch.zeros(BINS, dtype=torch.float64, device=labels.device).index_add_(0, bins, surplus)
+    return (sums.abs().sum() / len(labels)).item()
+
+
+def nearest_class_mean(latents: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """The class whose mean has the highest cosine similarity to each query, int64 (N,).
+
+    `latents` float (M,D) and `labels` int64 (M,) give the means, those of unit vectors.
+    """
+    present = labels.unique()
+    unit = F.normalize(latents, dim=1)
+    means = torch.stack([unit[labels == label].mean(0) for label in present])
+    return present[(F.normalize(queries, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
+
+
+def retrieval(latents: Tensor, labels: Tensor) -> dict[str, float]:
+    """recall_at_1 and mean_average_precision: each image queries all others by cosine similarity.
+
+    A hit is an image of the query's class. Average precision is the mean, over the hits, of the
+    precision at the rank of each. Queries without another image of their class are left out; NaN if
+    all are. `latents` float (N,D), `labels` int64 (N,).
+    """
+    unit = F.normalize(latents.float(), dim=1)
+    ranks = torch.arange(1, len(labels), device=labels.device)
+    firsts, precisions = [], []
+    for rows in torch.arange(len(labels), device=labels.device).split(BLOCK):
+        similarity = unit[rows] @ unit.T
+        similarity.scatter_(1, rows[:, None], -torch.inf)  # the query itself comes last
+        order = similarity.argsort(dim=1, descending=True)[:, :-1]
+        hits = labels[order] == labels[rows, None]  # (B,N−1)
+        counts = hits.sum(1)
+        precision = (hits.cumsum(1) / ranks * hits).sum(1) / counts
+        firsts.append(hits[counts > 0, 0])
+        precisions.append(precision[counts > 0])
+    return {
+        "recall_at_1": torch.cat(firsts).float().mean().item(),
+        "mean_average_precision": torch.cat(precisions).mean().item(),
+    }
+
+
+def clustering(latents: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
+    """How well k-means, with as many clusters as classes, finds the classes: nmi and ari.
+
+    Normalized mutual information, 0 to 1, and adjusted Rand index, about 0 for random clusters and
+    1 for the classes themselves. `latents` float (N,D), `labels` int64 (N,).
+    """
+    from sklearn import cluster, metrics
+
+    kmeans = cluster.KMeans(len(labels.unique()), n_init=4, random_state=seed)
+    with warnings.catch_warnings(action="ignore"):  # fewer distinct latents than clusters
+        found = kmeans.fit_predict(latents.cpu().numpy())
+    true = labels.cpu().numpy()
+    return {
+        "nmi": float(metrics.normalized_mutual_info_score(true, found)),
+        "ari": float(metrics.adjusted_rand_score(true, found)),
+    }
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the limits of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def interval(values: Sequence[np.ndarray]) -> Interval:
+    """Mean of per-image values over images and runs, with its 95 % interval.
+
+    Args:
+        values: one float array (N,) for each run with another seed, of the same N test images:
+            0 or 1 for a prediction, or the difference of two methods on the same image.
+
+    The squared standard error is s²/N, s being the standard deviation over images of the mean over
+    runs, plus, with several runs, the variance over runs of their means divided by their number.
+    The first part, without assumptions, is what a bootstrap over images gives in the limit.
+    """
+    table = np.stack(values)  # (runs,N)
+    mean = float(table.mean())
+    variance = table.mean(0).var() / table.shape[1]
+    if len(table) > 1:
+        variance += table.mean(1).var(ddof=1) / len(table)
+    half = NORMAL_95 * float(np.sqrt(variance))
+    return Interval(mean, mean - half, mean + half)

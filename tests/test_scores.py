@@ -1,0 +1,101 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from common.evaluation import scores
+
+
+def test_classification_weighs_classes_alike():
+    labels = torch.tensor([0] * 8 + [1, 1])
+    predictions = torch.tensor([0] * 8 + [0, 1])
+    found = scores.classification(labels, predictions)
+    assert found["accuracy"] == pytest.approx(0.9)
+    assert found["balanced_accuracy"] == pytest.approx(0.75)
+    f1 = [2 * 8 / (2 * 8 + 1), 2 / 3]
+    assert found["macro_f1"] == pytest.approx(sum(f1) / 2)
+
+
+def test_calibration_error_is_the_gap_of_each_bin():
+    # 4 images with confidence 0.9, of which half are right; 4 with 0.6, of which 3 are right
+    confidence = torch.tensor([0.9] * 4 + [0.6] * 4)
+    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
+    labels = torch.tensor([0, 0, 1, 1, 0, 0, 0, 1])
+    error = scores.calibration_error(labels, probabilities)
+    assert error == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(0.75 - 0.6))
+    sure = torch.eye(2)[labels]
+    assert scores.calibration_error(labels, sure) == 0
+
+
+def test_the_nearest_class_mean_is_by_angle():
+    latents = torch.tensor([[1.0, 0], [10, 1], [0, 1], [0.1, 2]])
+    labels = torch.tensor([3, 3, 7, 7])
+    queries = torch.tensor([[100.0, 20], [0.1, 0.2]])
+    assert scores.nearest_class_mean(latents, labels, queries).tolist() == [3, 7]
+
+
+def average_precision(hits: list[bool]) -> float:
+    found = [sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit]
+    return sum(found) / len(found)
+
+
+def test_retrieval_equals_loops():
+    latents, labels = torch.randn(60, 5), torch.randint(0, 4, (60,))
+    labels[0] = 9  # alone: no query
+    unit = latents / latents.norm(dim=1, keepdim=True)
+    firsts, precisions = [], []
+    for i in range(1, 60):
+        others = [j for j in range(60) if j != i]
+        others.sort(key=lambda j: -float(unit[i] @ unit[j]))
+        hits = [bool(labels[j] == labels[i]) for j in others]
+        firsts.append(hits[0])
+        precisions.append(average_precision(hits))
+    found = scores.retrieval(latents, labels)
+    assert found["recall_at_1"] == pytest.approx(sum(firsts) / 59)
+    assert found["mean_average_precision"] == pytest.approx(sum(precisions) / 59, abs=1e-6)
+
+
+def test_retrieval_of_points_per_class_is_perfect_in_any_block_size(monkeypatch):
+    monkeypatch.setattr(scores, "BLOCK", 7)
+    labels = torch.arange(40) % 4
+    found = scores.retrieval(torch.eye(4)[labels] + 0.01 * torch.randn(40, 4), labels)
+    assert found == {"recall_at_1": 1, "mean_average_precision": 1}
+    alone = scores.retrieval(torch.randn(3, 2), torch.arange(3))
+    assert math.isnan(alone["recall_at_1"])
+
+
+def test_clusters_that_are_the_classes():
+    labels = torch.arange(60) % 3
+    latents = 10 * torch.eye(3)[labels] + 0.1 * torch.randn(60, 3)
+    assert scores.clustering(latents, labels) == pytest.approx({"nmi": 1, "ari": 1})
+    nothing = scores.clustering(torch.randn(600, 3), torch.arange(600) % 3)
+    assert abs(nothing["ari"]) < 0.05 and nothing["nmi"] < 0.05
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    random = np.random.RandomState(0)
+    covered = 0
+    for _ in range(400):
+        found = scores.interval([random.binomial(1, 0.8, 500).astype(float)])
+        covered += found.low <= 0.8 <= found.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_an_interval_is_wider_where_runs_differ():
+    images = np.array([0.0, 1.0] * 50)
+    alone, same = scores.interval([images]), scores.interval([images, images])
+    assert same == alone == scores.Interval(0.5, pytest.approx(0.402), pytest.approx(0.598))
+    spread = scores.interval([np.zeros(100), np.ones(100)])
+    assert spread.value == 0.5 and spread.low == pytest.approx(0.5 - 1.96 * math.sqrt(0.5 / 2))
+    assert not scores.Interval(0.1, -0.1, 0.3).excludes_zero
+    assert scores.Interval(0.1, 0.05, 0.15).excludes_zero
+
+
+def test_paired_differences_are_sharper_than_two_intervals():
+    random = np.random.RandomState(1)
+    first = random.binomial(1, 0.8, 2000).astype(float)
+    second = np.where(random.rand(2000) < 0.02, 1, first)  # nearly the same images are right
+    paired = scores.interval([second - first])
+    alone = scores.interval([first])
+    assert paired.high - paired.low < 0.5 * (alone.high - alone.low)

@@ -1,7 +1,6 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +9,7 @@ from PIL import Image
 from common.data import decoding
 from common.data.decoding import decode_all, decode_chunk
 
-ROOT = Path(__file__).parents[1]
-LARGE = 2**30  # bytes, as if the files were worth several processes
+LARGE = 2**30  # bytes, as if the files were worth several threads
 
 
 def noise(seed, *shape):
@@ -52,14 +50,21 @@ def test_a_border_is_laid_around_images_that_lack_it(tmp_path):
     assert not framed.any()
 
 
-def test_processes_give_the_same_in_the_same_order(folder, monkeypatch):
+def test_threads_give_the_same_in_the_same_order(folder, monkeypatch):
     names = [f"{n}.png" for n in range(10)]
     serial = list(decode_all(names, 1, 8, root=folder))
+    seen, decode = set(), decoding._decode
+
+    def slow(*args):
+        seen.add(threading.get_ident())
+        time.sleep(0.01)
+        return decode(*args)
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    monkeypatch.setattr(decoding, "_decode", None)  # nothing is decoded in this process
+    monkeypatch.setattr(decoding, "_decode", slow)
     monkeypatch.setattr(decoding, "AHEAD", 2)
     parallel = list(decode_all(names, LARGE, 8, root=folder))
-    assert len(parallel) == 10
+    assert len(parallel) == 10 and len(seen) == 2
     pixels = [np.concatenate([chunk for chunk, _ in chunks]) for chunks in (serial, parallel)]
     np.testing.assert_array_equal(*pixels)
     assert {path for _, reasons in parallel for path in reasons} == {"2.png"}
@@ -71,11 +76,7 @@ def test_decoding_waits_for_a_slow_reader(monkeypatch):
 
     class Pool:
         def __init__(self, *args): ...
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args): ...
-        def map(self, *args): ...
+        def shutdown(self, **kwargs): ...
         def submit(self, decode, chunk):
             submitted.append(chunk)
             return self
@@ -83,7 +84,7 @@ def test_decoding_waits_for_a_slow_reader(monkeypatch):
         def result(self):
             return None
 
-    monkeypatch.setattr(decoding, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(decoding, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     chunks = decode_all([str(n) for n in range(1000)], 1000 * LARGE, 8)
     next(chunks)
@@ -94,19 +95,20 @@ def test_decoding_waits_for_a_slow_reader(monkeypatch):
     assert submitted == [[str(n)] for n in range(1000)]
 
 
-def test_workers_do_not_import_the_script(folder, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import os, sys
-print("imported as", __name__, flush=True)
-if __name__ == "__main__":
-    from common.data.decoding import decode_all
-    os.sched_getaffinity = lambda pid: {{0, 1}}
-    names = [f"{{n}}.png" for n in range(10)]
-    print(sum(len(pixels) for pixels, _ in decode_all(names, {LARGE}, 8, root={str(folder)!r})))
-    assert sys.modules["__main__"].__file__ == __file__
-""")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("imported as __main__\n9\n", "")
+def test_who_stops_reading_stops_the_decoding(folder, monkeypatch):
+    """Ctrl-C waits for the files at hand, not for all that are decoded in advance."""
+    begun, go_on = [], threading.Event()
+
+    def slow(path, *args):
+        begun.append(path)
+        if len(begun) > 1:
+            go_on.wait(10)
+        return np.zeros((3, 8, 8), np.uint8)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(decoding, "_decode", slow)
+    chunks = decode_all([str(n) for n in range(100)], 100 * LARGE, 8)
+    next(chunks)
+    threading.Timer(0.2, go_on.set).start()
+    chunks.close()
+    assert len(begun) <= 4

@@ -7,16 +7,11 @@ bicubic filter, center crop. If the short side is S already, the image is croppe
 """
 
 import contextlib
-import multiprocessing
 import os
-import signal
-import sys
-import threading
-import types
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +22,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from common.errors import UserError
 
 DECODE_VERSION = 1  # increase it whenever the same file would give other pixels
-AHEAD = 8  # chunks per process that are decoded in advance
+AHEAD = 8  # chunks per thread that are decoded in advance
+SMALL = 4096  # bytes of a file of which Python's part takes longer than Pillow's
 
 
 def visible(folder: str | Path) -> list[os.DirEntry]:
@@ -61,49 +57,45 @@ def decode_chunk(
     `paths` are taken from the folder `root`. A `border` leaves that many black pixels on each
     side of an image, unless its short side is S already.
     """
+    # such files are decoded anyway; not catch_warnings, which threads would take from each other
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     pixels, unreadable = [], {}
-    with warnings.catch_warnings(action="ignore"):  # such files are decoded anyway
-        for path in paths:
-            try:
-                pixels.append(_decode(os.path.join(root, path), image_size, border))
-            except UnidentifiedImageError:
-                unreadable[path] = "no image format that Pillow knows"
-            except Exception as error:  # damaged files raise errors of all kinds
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                unreadable[path] = reason.splitlines()[0]
+    for path in paths:
+        try:
+            pixels.append(_decode(os.path.join(root, path), image_size, border))
+        except UnidentifiedImageError:
+            unreadable[path] = "no image format that Pillow knows"
+        except Exception as error:  # damaged files raise errors of all kinds
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            unreadable[path] = reason.splitlines()[0]
     return np.array(pixels, np.uint8).reshape(-1, 3, image_size, image_size), unreadable
 
 
 def decode_all(
     paths: list[str], total_bytes: int, image_size: int, *, root: str | Path = "", border: int = 0
 ) -> Iterator[tuple[np.ndarray, dict[str, str]]]:
-    """Yield `decode_chunk` of all files in order, in several processes if that is faster.
+    """Yield `decode_chunk` of all files in order, decoded in threads.
 
     `total_bytes` is the size of all files. Decoding is only a few chunks ahead of the consumer, so
     that memory stays bounded.
     """
-    length = max(1, min(64, 2**23 * len(paths) // max(total_bytes, 1)))  # up to 8 MiB of files
+    mean_bytes = max(total_bytes // max(len(paths), 1), 1)
+    length = max(1, min(64, 2**23 // mean_bytes))  # up to 8 MiB of files
     chunks = [paths[i : i + length] for i in range(0, len(paths), length)]
     decode = partial(decode_chunk, image_size=image_size, root=root, border=border)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores, len(paths) // 2000 + total_bytes // 2**25)  # each takes 0.3 s to start
-    if workers < 2:
-        yield from map(decode, chunks)
-        return
-    # 20,000 files of 32x32: one thread 2.2 s, two 3.2 s (one interpreter), two processes 1.5 s
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks held by torch
-    with ProcessPoolExecutor(workers, spawn, _prepare_worker) as pool:
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")  # else workers import it
-        try:
-            pool.map(abs, range(workers))  # starts the processes at once
-        finally:
-            sys.modules["__main__"] = script
+    # Pillow decodes and resizes without the interpreter's lock
+    threads = cores if mean_bytes > SMALL else 1
+    Image.init()  # of threads that load Pillow's plugins together, one can miss some of them
+    pool = ThreadPoolExecutor(threads)
+    try:
         started = (pool.submit(decode, chunk) for chunk in chunks)
-        ahead = deque(islice(started, AHEAD * workers))
+        ahead = deque(islice(started, AHEAD * threads))
         while ahead:
             yield ahead.popleft().result()
             ahead.extend(islice(started, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(path: str, image_size: int, border: int) -> np.ndarray:
@@ -144,9 +136,3 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    parent = multiprocessing.parent_process()  # if it is killed, the worker exits, too
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -325,6 +327,20 @@ def test_a_failure_is_told_and_the_hook_is_given_back(monkeypatch, capsys):
     monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
     tracker.stop(1, "the loss is nan")
     assert alerts[1:] == [("a name failed", "the loss is nan")]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # W&B leaves it open
+def test_a_run_that_gives_up_its_upload_leaves_no_process_and_all_rows():
+    tracker = open_run("run", mode="offline")
+    for step in (1, 2):  # W&B writes a row when the next one begins, or at the end
+        tracker.log({"x": step}, step=step, epoch=0)
+    (core,) = (c for c in psutil.Process().children() if c.name() == "wandb-core")
+    time.sleep(2)  # rows reach the disk every second
+    wandb_backend._abandon()
+    core.wait(5)  # TimeoutExpired if it still runs
+    tracker.stop(143)
+    (folder,) = Path("run/wandb").glob("offline-run-*")
+    assert inspect_log(folder)["summary"]["x"] == 1
 
 
 def test_the_code_of_the_project_is_kept():

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from common.errors import UserError
 
 CODE = Path(__file__).parents[2]
@@ -133,6 +135,8 @@ def _abandon() -> None:
     """End W&B's process: `finish` raises, and nothing waits for an upload when we exit."""
     import wandb
 
-    with contextlib.suppress(Exception):  # not part of W&B's interface: without it we only wait
-        wandb.setup()._connection._proc._process.kill()
+    for child in psutil.Process().children():
+        if child.name().startswith("wandb-core"):
+            child.kill()
+    with contextlib.suppress(Exception):  # it misses its process
         wandb.teardown(exit_code=1)

@@ -241,7 +241,7 @@ def main(config: Config) -> dict:
     # ---------------------------------------------------------------- W&B
     tags = [METHOD, settings["dataset"], *runs.own_tags(config.tags)]
     title = f"compare {settings['dataset']}: {', '.join(own)}"[: runs.LONGEST_NAME]
-    tracker = tracking.open_tracker(
+    with tracking.open_tracker(
         out,
         settings=asdict(config),
         facts={**runtime.facts(accelerator), "fingerprint": fingerprint, "warnings": warnings},
@@ -250,22 +250,26 @@ def main(config: Config) -> dict:
         project=config.project,
         keep_rows=None,
         is_main=True,
-    )
-    (out / "checkpoints").rmdir()  # there is nothing to resume
-    header, *others = [[row.text, *row.cells] for row in rows if row.cells]
-    tracker.table("tables/comparison", header, others, step=0)
-    for name in own:
-        for run, space in zip(named[name.removesuffix(" projection")], spaces[name], strict=True):
-            guesses = space.predictions[map_indices]
-            _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
-            key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
-            tracker.table(key.replace(" ", "_"), head, cells, step=0)
-    for name, (figure, caption) in pictures.items():
-        tracker.figure(name, figure, caption, step=0)
-    summary = {
-        f"{name}/{key}": x for name, f in results["spaces"].items() for key, x in f["mean"].items()
-    }
-    end = tracker.finish(summary)
+    ) as tracker:
+        (out / "checkpoints").rmdir()  # there is nothing to resume
+        header, *others = [[row.text, *row.cells] for row in rows if row.cells]
+        tracker.table("tables/comparison", header, others, step=0)
+        for name in own:
+            for run, space in zip(
+                named[name.removesuffix(" projection")], spaces[name], strict=True
+            ):
+                guesses = space.predictions[map_indices]
+                _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
+                key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
+                tracker.table(key.replace(" ", "_"), head, cells, step=0)
+        for name, (figure, caption) in pictures.items():
+            tracker.figure(name, figure, caption, step=0)
+        summary = {
+            f"{name}/{key}": x
+            for name, f in results["spaces"].items()
+            for key, x in f["mean"].items()
+        }
+        end = tracker.finish(summary)
     print("", tables.as_text(rows), "", *facts, *warnings, "", *end, sep="\n")
     print(
         f"took:         {time.perf_counter() - started:.0f} s",

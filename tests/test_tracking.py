@@ -1,6 +1,5 @@
 """Is the run folder whole, with and without W&B, and does nothing stop a training?"""
 
-import functools
 import inspect
 import json
 import os
@@ -306,27 +305,31 @@ def test_resumed_offline_runs_keep_one_id(capfd):
     assert len(parts) == 2 and all(part.name.endswith(wandb_id) for part in parts)
 
 
-def test_a_failure_is_told_and_the_hook_is_given_back(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (ValueError("no such image"), 1, "no such image"),
+        (ValueError(), 1, "ValueError"),
+        (UserError("the loss is nan"), 1, "the loss is nan"),
+        (KeyboardInterrupt(), 1, None),  # a stop on demand is no failure to tell of
+        (SystemExit(143), 143, None),
+    ],
+)
+def test_an_error_that_leaves_the_run_is_told(monkeypatch, error, code, reason):
     import wandb
 
-    tracker = open_run("run", mode="offline")
-    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
-    alerts = []
-    sys.excepthook(ValueError, ValueError("no such image"), None)
-    assert alerts == [("a name failed", "ValueError: no such image")]
-    assert "no such image" in capsys.readouterr().err  # the trace is still shown
-    tracker.stop(1)
-    assert not isinstance(sys.excepthook, functools.partial)
-
-    tracker = open_run("other", mode="offline")
-    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
-    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    tracker.stop(130)
-    assert len(alerts) == 1  # a stop on demand is no failure
-    tracker = open_run("third", mode="offline")
-    monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
-    tracker.stop(1, "the loss is nan")
-    assert alerts[1:] == [("a name failed", "the loss is nan")]
+    alerts, codes = [], []
+    with pytest.raises(type(error)), open_run("run", mode="offline") as tracker:
+        monkeypatch.setattr(wandb.run, "alert", lambda *words, **named: alerts.append(words))
+        finish = wandb.run.finish
+        monkeypatch.setattr(wandb.run, "finish", lambda code: (codes.append(code), finish(code)))
+        tracker.log({"x": 1}, step=1, epoch=0)
+        raise error
+    assert alerts == ([("a name failed", reason)] if reason else [])
+    assert codes == [code] and wandb.run is None
+    assert runs.finished("run") is None
+    with lock(Path("run/.lock"), busy="it is still locked"):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # W&B leaves it open

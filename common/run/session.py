@@ -4,6 +4,7 @@ The script calls the session, the session never calls the script: it knows no me
 calls a model, a loss, backward or an optimizer step.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -43,7 +44,6 @@ class Session:
         self.finished = self.summary is not None
         if self.finished:
             self.say(f"{self.run_dir} is finished already; its results are in summary.json")
-        self.tracker: tracking.Tracker | tracking.NullTracker = tracking.NullTracker()
         self.epoch, self.step = 0, 0
         self.best: dict[str, float] = {"epoch": 0}
         self.constants: dict[str, float] = {}
@@ -52,17 +52,15 @@ class Session:
 
     def __enter__(self) -> "Session":
         self._signals = Signals(self.run_dir)
-        self._memory = out_of_memory("make --batch_size, --width or --image_size smaller")
-        self._memory.__enter__()
+        self._exits = contextlib.ExitStack()
+        self._exits.enter_context(
+            out_of_memory("make --batch_size, --width or --image_size smaller")
+        )
+        self._exits.callback(self._signals.restore)
         return self
 
-    def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
-        if kind is not None:  # W&B would take a SystemExit, such as a `UserError`, for success
-            is_stop = issubclass(kind, SystemExit) and not isinstance(error, UserError)
-            reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
-            self.tracker.stop(error.code if is_stop else 1, reason)
-        self._signals.restore()
-        self._memory.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)  # the tracker's first
 
     def say(self, line: str) -> None:
         """Print a line, in the main process only."""
@@ -95,7 +93,7 @@ class Session:
         facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
 
         state = checkpoints.load_last(self.run_dir / "checkpoints", expected=self._same)
-        self.tracker = tracking.open_tracker(
+        tracker = tracking.open_tracker(
             self.run_dir,
             settings=asdict(config),
             facts={**runtime.facts(accelerator), **facts},
@@ -105,6 +103,7 @@ class Session:
             keep_rows=state and state["rows"],
             is_main=self.is_main,
         )
+        self.tracker = self._exits.enter_context(tracker)
         network.train()
         if state is None:
             self._save()  # there is room on the disk, and from here on the run resumes as itself

@@ -4,16 +4,13 @@ A run folder is whole without W&B: whatever happens to the login, the network or
 training goes on. Only a sweep insists on W&B, since a run that it cannot see is lost to it.
 """
 
-import atexit
 import contextlib
-import functools
 import io
 import json
 import os
 import re
 import secrets
 import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,13 +89,16 @@ class Tracker:
         self._last_step = json.loads(rows[-1])["step"] if rows else 0
         self._run_dir, self._run, self._held = run_dir, run, held
         self._is_wandb_well = True
-        if run is not None:
-            held.callback(setattr, sys, "excepthook", sys.excepthook)
-            sys.excepthook = functools.partial(_crashed, weakref.ref(self), sys.excepthook)
-            left = functools.partial(
-                wandb_backend.left, run, run_dir
-            )  # not self: it holds the lock
-            held.callback(atexit.unregister, atexit.register(left))
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
+        """An error that leaves the block stops the run: W&B sees that it failed, and why."""
+        if kind is not None:  # W&B would take a SystemExit, such as a `UserError`, for success
+            is_stop = issubclass(kind, SystemExit) and not isinstance(error, UserError)
+            reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
+            self.stop(error.code if is_stop else 1, reason)
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
@@ -174,15 +174,12 @@ class Tracker:
     def stop(self, exit_code: int, reason: str = "") -> None:
         """Leave an unfinished run, unlocked; in W&B it failed, and a reason becomes an alert."""
         if reason:
-            self._alert(reason)
+            title = f"{self._run and self._run.name} failed"
+            self._try(lambda run: run.alert(title[:64], reason[:1000], level="ERROR"))
         problem, lines = self._finish_wandb(exit_code)
         if problem:
             say(f"{problem}\n{lines[-1]}")
         self._held.close()
-
-    def _alert(self, reason: str) -> None:
-        title = f"{self._run and self._run.name} failed"
-        self._try(lambda run: run.alert(title[:64], reason[:1000], level="ERROR"))
 
     def _send(self, step: int, build: Callable[[Any], dict[str, Any]]) -> None:
         if step < self._last_step:  # W&B would drop the row with no more than a warning
@@ -214,6 +211,10 @@ class NullTracker:
 
     rows = 0
 
+    def __enter__(self) -> "NullTracker":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None: ...
     def log(self, row, step, epoch) -> None: ...
     def figure(self, name, figure, caption, step) -> None: ...
     def table(self, key, columns, rows, step) -> None: ...
@@ -236,13 +237,6 @@ def say(line: str, is_main: bool = True) -> None:
     if is_main:
         tqdm.write(line)
         sys.stdout.flush()
-
-
-def _crashed(tracker: weakref.ref, then: Callable, kind: type, error: Any, trace: Any) -> None:
-    """What Python calls when nobody catches an error: W&B sees that it came, but not which."""
-    if (alive := tracker()) is not None and issubclass(kind, Exception):
-        alive._alert(f"{kind.__name__}: {error}")
-    then(kind, error, trace)
 
 
 def _cell(value: Any) -> Any:

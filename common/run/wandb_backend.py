@@ -118,19 +118,6 @@ def finish(run: Any, run_dir: Path, exit_code: int) -> tuple[str, list[str]]:
     return problem, [f"look at it:   wandb leet {part}", where]
 
 
-def left(run: Any, run_dir: Path) -> None:
-    """What a run that neither finished nor stopped does at exit: it failed.
-
-    W&B itself takes a SystemExit, such as a full disk's `UserError`, for success.
-    """
-    import wandb
-
-    if wandb.run is run:  # another one has not ended it yet
-        problem, lines = finish(run, run_dir, exit_code=1)
-        if problem:
-            print(problem, lines[-1], sep="\n")
-
-
 def _abandon() -> None:
     """End W&B's process: `finish` raises, and nothing waits for an upload when we exit."""
     import wandb

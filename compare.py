@@ -32,7 +32,7 @@ from common.config import Draws, Points, PositiveInt, parse
 from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
-from common.evaluation import comparison, report
+from common.evaluation import comparison, pictures, report
 from common.files import made, write, write_json
 from common.run import runs, runtime, tracking
 
@@ -104,9 +104,7 @@ def main(config: Config) -> dict:
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
     mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
     corrupted = corruptions.all_corrupted(subset)
-    places = torch.full((len(images.test.source),), -1)
-    places[images.test.rows.cpu()] = torch.arange(len(images.test))
-    map_indices = places[mapped.rows.cpu()].to(device)  # (M,) of the test images
+    map_indices = pictures.positions(mapped, images.test)
     facts = [
         f"{data_name}, {len(images.test):,} test images that no run has seen, the same for all",
         f"probes learn from {len(images.train):,} training images; {len(images.validation):,} "
@@ -209,20 +207,20 @@ def main(config: Config) -> dict:
         for kind, head in kinds.items()
     }
     panels = [plots.Embedding(m.points, m.title, m.note) for m in maps]
-    pictures = {
+    figures = {
         "maps": (plots.embeddings(panels, shown, names), "t-SNE of the same images in each space"),
         "classes": (sheet.classes(class_accuracies, names), "Accuracy of each class in each space"),
         "mistakes": (sheet.mistakes(confusions, names), "Most frequent confusions"),
         "lines": (sheet.lines(lines, list(encoders)), "Accuracy: few labels, corrupted images"),
     }
-    pictures["sheet"] = sheet.stack([figure for figure, _ in pictures.values()]), "All figures"
+    figures["sheet"] = sheet.stack([figure for figure, _ in figures.values()]), "All figures"
 
     # ---------------------------------------------------------------- Files
     with made(out):
         write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())
     write(out / "table.csv", tables.as_csv(columns).encode())
-    pictures["sheet"][0].savefig(image := io.BytesIO(), format="png")
+    figures["sheet"][0].savefig(image := io.BytesIO(), format="png")
     write(out / "sheet.png", image.getvalue())
     text = page.build(
         f"{len(own)} latent spaces of {data_name}",
@@ -262,7 +260,7 @@ def main(config: Config) -> dict:
                 _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
                 key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
                 tracker.table(key.replace(" ", "_"), head, cells, step=0)
-        for name, (figure, caption) in pictures.items():
+        for name, (figure, caption) in figures.items():
             tracker.figure(name, figure, caption, step=0)
         summary = {
             f"{name}/{key}": x

@@ -31,7 +31,7 @@ from common.config import (
 from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.display import tables
-from common.evaluation import probes, report
+from common.evaluation import pictures, probes, report
 from common.losses import reconstruction_loss
 from common.run.session import Session
 from common.run.tracking import progress
@@ -164,7 +164,7 @@ def main(config: Config) -> dict[str, float]:
                 bar.update()
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
 
-        metrics = report.measure(latents, classifier, images)
+        metrics, probabilities = report.measure(latents, classifier, images)
         if config.test:
             metrics |= report.autoencoder_errors(network, preprocess, images.test, "test")
             if pca:  # with the same classifier on its codes
@@ -174,12 +174,12 @@ def main(config: Config) -> dict[str, float]:
                 )
             else:
                 session.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
-            report.save_latents(session.run_dir / "latents.npz", latents, classifier)
+            path = session.run_dir / "latents.npz"
+            report.save_latents(path, latents, probabilities.argmax(1))
         session.log(metrics, advance=False)
         split = images.test if config.test else images.validation
-        pictures = report.autoencoder_pictures(network, preprocess, split, images.class_names)
-        networks = (encoder, classifier, preprocess)
-        report.publish(session, networks, images, latents, metrics, pictures)
+        decoded = pictures.autoencoder_pictures(network, preprocess, split, images.class_names)
+        pictures.publish(session, images, latents, probabilities, metrics, decoded)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

@@ -32,7 +32,7 @@ from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.display import tables
 from common.errors import UserError
-from common.evaluation import probes, report
+from common.evaluation import pictures, probes, report
 from common.losses import probability_mae
 from common.run.session import Session
 
@@ -160,12 +160,13 @@ def main(config: Config) -> dict[str, float]:
         session.say("measuring and drawing")
         latents = report.encode_splits(encoder, preprocess, images, config.test)
 
-        metrics = report.measure(latents, classifier, images)
+        metrics, probabilities = report.measure(latents, classifier, images)
         if config.test:
             metrics |= report.pca_latent_metrics(images, config.latent_dim)
-            report.save_latents(session.run_dir / "latents.npz", latents, classifier)
+            path = session.run_dir / "latents.npz"
+            report.save_latents(path, latents, probabilities.argmax(1))
         session.log(metrics, advance=False)
-        report.publish(session, (encoder, classifier, preprocess), images, latents, metrics)
+        pictures.publish(session, images, latents, probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

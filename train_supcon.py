@@ -36,7 +36,7 @@ from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.display import tables
 from common.errors import UserError
-from common.evaluation import probes, report
+from common.evaluation import pictures, probes, report
 from common.losses import supcon_collapse, supcon_floor, supcon_loss
 from common.run.session import Session
 
@@ -178,13 +178,13 @@ def main(config: Config) -> dict[str, float]:
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
         models.save_weights(session.run_dir / "head.safetensors", network.head)
 
-        metrics = report.measure(latents, classifier, images)
+        metrics, probabilities = report.measure(latents, classifier, images)
         if config.test:
             metrics |= report.latent_metrics(projections, classes, "projection", "projection")
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, classifier, projections.test)
+            report.save_latents(path, latents, probabilities.argmax(1), projections.test)
         session.log(metrics, advance=False)
-        report.publish(session, (encoder, classifier, preprocess), images, latents, metrics)
+        pictures.publish(session, images, latents, probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

@@ -19,7 +19,7 @@ from common import models
 from common.config import parse
 from common.data import datasets
 from common.errors import UserError
-from common.evaluation import report
+from common.evaluation import pictures, report
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -54,7 +54,7 @@ def trained(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("runs") / request.param
     script, own = SCRIPTS[request.param]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "latent_pictures", lambda *args: ())
+        patch.setattr(pictures, "latent_pictures", lambda *args: ())
         for name in ("latent_metrics", "image_metrics"):
             patch.setattr(report, name, lambda *args: {})
         script.main(parse(script.Config, [*TINY, *own, f"--run_dir={folder}"]))

@@ -7,7 +7,7 @@ from torch import nn
 
 from common import models
 from common.data import datasets
-from common.evaluation import probes, report
+from common.evaluation import pictures, probes, report
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_pictures_change_nothing_in_a_network_in_train_mode_and_show_what_it_is_
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     names = {
         name
-        for name, _, _ in report.autoencoder_pictures(
+        for name, _, _ in pictures.autoencoder_pictures(
             network, preprocess, images.test, images.class_names
         )
     }
@@ -143,16 +143,35 @@ def test_pca_gets_the_same_classifier(images):
 def test_saved_latents_have_the_types_of_the_contract(tmp_path):
     split = torch.randn(3, 2), torch.arange(3)
     latents = probes.Latents(*split, *split, *split)
-    report.save_latents(tmp_path / "latents.npz", latents, nn.Linear(2, 3))
+    report.save_latents(tmp_path / "latents.npz", latents, torch.arange(3))
     stored = np.load(tmp_path / "latents.npz")
     types = {name: str(stored[name].dtype) for name in stored.files}
     assert types == {"latents": "float32", "labels": "int64", "predictions": "int64"}
+
+
+def test_the_images_of_a_sample_are_found_in_their_split(images):
+    part = images.test.sample(5)
+    found = pictures.positions(part, images.test)
+    assert torch.equal(images.test.images(found), part.images(slice(None)))
+
+
+def test_the_classifier_reads_each_split_once(images):
+    latents = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, True)
+    classifier = nn.Linear(latents.train.shape[1], 2)
+    metrics, probabilities = report.measure(latents, classifier, images)
+    assert torch.allclose(probabilities, classifier(latents.test).softmax(1))
+    right = probes.accuracy(probabilities.argmax(1), latents.test_labels)
+    assert metrics["test/accuracy"] == right
+    unseen = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, False)
+    metrics, probabilities = report.measure(unseen, classifier, images)
+    assert set(metrics) == {"val/accuracy"}
+    assert torch.allclose(probabilities, classifier(latents.validation).softmax(1))
 
 
 def test_a_value_of_one_epoch_alone_is_no_curve():
     """The contrastive classifier is fitted once: its accuracy stands in two rows of one epoch."""
     rows = [{"step": n, "epoch": n, "train/loss": 1.0 / n} for n in (1, 2)]
     rows += [{"step": 3, "epoch": 3, "val/accuracy": 0.9} for _ in range(2)]
-    name, figure, _ = report.curves_picture(rows, {})
+    name, figure, _ = pictures.curves_picture(rows, {})
     assert name == "curves"
     assert [axes.get_title() for axes in figure.axes] == ["loss"]

@@ -1,20 +1,18 @@
-"""Evaluation shared by all training scripts: metrics and figures of latents and reconstructions.
+"""Evaluation shared by all training scripts: metrics of latents and reconstructions.
 
 Metrics are returned under the same names for every method.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from common.display import plots, tables
 from common.evaluation import geometry, neighbors, probes
 from common.files import write
 
@@ -189,144 +187,35 @@ def image_metrics(data) -> dict[str, float]:
     return knn | geometry.shape(test, data.test.labels, "image")
 
 
-Picture = tuple[str, Figure, str]  # name of its file, figure, caption
+def measure(
+    latents: probes.Latents, classifier: nn.Module, images
+) -> tuple[dict[str, float], Tensor]:
+    """Final metrics of a classifier and the latents it reads, on all splits of a data set.
 
-
-def autoencoder_pictures(
-    autoencoder: nn.Module, preprocess: nn.Module, split, class_names: Sequence[str]
-) -> Iterator[Picture]:
-    """Five images with their reconstructions, and an interpolation between two classes."""
-    five = split.sample(5)
-    originals = five.images(slice(None))
-    decoded = reconstruct(autoencoder, preprocess, originals)
-    names = [class_names[label] for label in five.labels.tolist()]
-    figure = plots.reconstructions(originals.cpu().numpy(), decoded.cpu().numpy(), names)
-    yield "reconstructions", figure, "Held-out images and their reconstructions"
-
-    other = next((n for n, name in enumerate(names) if name != names[0]), -1)
-    ends = originals[[0, other]]
-    with evaluating(autoencoder):
-        first, last = autoencoder.encoder(preprocess(ends))
-        weights = torch.linspace(0, 1, 10, device=first.device)[:, None]
-        frames = preprocess.invert(autoencoder.decoder(torch.lerp(first, last, weights)))
-    figure = plots.interpolation(frames.cpu().numpy(), names[0], names[other], ends.cpu().numpy())
-    yield "interpolation", figure, "Decoded latents on the straight line between two images"
-
-
-def latent_pictures(
-    networks: tuple[nn.Module, nn.Module, nn.Module],
-    split,
-    predictions: Tensor,
-    class_names: Sequence[str],
-    tsne_images: int,
-    metrics: Mapping[str, float],
-) -> Iterator[Picture]:
-    """Confusion matrix of all images, t-SNE of `tsne_images` of them in latent and image space.
-
-    `networks` are encoder, classifier and preprocessing, `predictions` int64 (N,) those of the
-    split's images. Each t-SNE is captioned with kNN accuracy and silhouette of its space, where the
-    final `metrics` have them. Images and seed are the same in every run, so that runs can be
-    compared.
+    val/accuracy; unless the test images stay unseen also test/accuracy, those of `latent_metrics`
+    and those of `image_metrics`. Beside them the class probabilities float32 (N,K) of the test
+    images, or of the validation images where those stay unseen.
     """
-    encoder, classifier, preprocess = networks
-    figure = plots.confusion(split.labels.cpu().numpy(), predictions.cpu().numpy(), class_names)
-    yield "confusion_matrix", figure, "The classifier on the frozen encoder, held-out images"
-
-    part = split.sample(min(tsne_images, LARGEST_PIXEL_SPACE // (4 * split.source[0].numel())))
-    latents = encode(encoder, preprocess, part)
-    labels, predicted = part.labels.cpu().numpy(), probes.predict(classifier, latents).cpu().numpy()
-    panels = []
-    for title, space, groups in (
-        ("latent space", latents, ("test", "latent")),
-        ("image space", torch.cat(list(pixels(part))), ("image", "image")),
-    ):
-        knn, silhouette = f"{groups[0]}/knn_accuracy", f"{groups[1]}/silhouette"
-        note = ""
-        if knn in metrics and silhouette in metrics:
-            note = f"kNN {metrics[knn]:.1%}   silhouette {metrics[silhouette]:.2f}"
-        panels.append(plots.Embedding(geometry.tsne(space, seed=0), title, note))
-    caption = "t-SNE of held-out images; rings: classifier errors; gaps mean nothing"
-    figures = {"tsne_latent": panels[:1], "tsne_image": panels[1:], "tsne": panels}
-    for name, shown in figures.items():
-        yield name, plots.embeddings(shown, labels, class_names, predicted), caption
-
-
-def curves_picture(rows: Sequence[Mapping[str, float]], metrics: Mapping[str, float]) -> Picture:
-    """Training curves from the rows of metrics.jsonl; panels without values are left out."""
-    last = {name: value for row in rows for name, value in row.items()} | dict(metrics)
-
-    def lines(**names: str) -> dict[str, float]:
-        return {label: last[name] for label, name in names.items() if name in last}
-
-    loss_lines = lines(floor="train/loss_floor", collapse="train/loss_collapse")
-    pca_mse, pca_accuracy = lines(PCA="val/pca_mse"), lines(PCA="pca/accuracy")
-    panels = (
-        plots.Curve("loss", ("train/loss",), loss_lines),
-        plots.Curve("reconstruction MSE", ("val/mse",), pca_mse, logarithmic=True),
-        plots.Curve("terms of the loss", ("train/cross_entropy", "train/probability_mae")),
-        plots.Curve("kNN accuracy", ("val/knn_accuracy",), percent=True),
-        plots.Curve("learning rate", ("train/learning_rate",)),
-        plots.Curve("classifier loss", ("train/classifier_loss", "val/classifier_loss")),
-        plots.Curve("accuracy", ("train/accuracy", "val/accuracy"), pca_accuracy, percent=True),
-    )
-    epochs = {key: {row["epoch"] for row in rows if key in row} for key in last}
-    shown = [p for p in panels if any(len(epochs.get(key, ())) > 1 for key in p.keys)]
-    return "curves", plots.curves(rows, shown or panels), "Training curves"
+    probabilities = probes.probabilities(classifier, latents.validation)
+    accuracy = probes.accuracy(probabilities.argmax(1), latents.validation_labels)
+    metrics = {"val/accuracy": accuracy}
+    if latents.test is not None:
+        probabilities = probes.probabilities(classifier, latents.test)
+        metrics["test/accuracy"] = probes.accuracy(probabilities.argmax(1), latents.test_labels)
+        metrics |= latent_metrics(latents, len(images.class_names), "test", "latent")
+        metrics |= image_metrics(images)
+    return metrics, probabilities
 
 
 def save_latents(
-    path: Path, latents: probes.Latents, classifier: nn.Module, projections: Tensor | None = None
+    path: Path, latents: probes.Latents, predictions: Tensor, projections: Tensor | None = None
 ) -> None:
     """Write the test images' latents float32 (N,D), labels and predictions int64 (N,) as one .npz.
 
     `projections` float32 (N,P) go with them, where a method has them.
     """
-    predictions = probes.predict(classifier, latents.test)
     arrays = {"latents": latents.test, "labels": latents.test_labels, "predictions": predictions}
     arrays |= {} if projections is None else {"projections": projections}
     file = io.BytesIO()
     np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
     write(path, file.getvalue())
-
-
-def measure(latents: probes.Latents, classifier: nn.Module, images) -> dict[str, float]:
-    """Final metrics of a classifier and the latents it reads, on all splits of a data set.
-
-    val/accuracy; unless the test images stay unseen also test/accuracy, those of `latent_metrics`
-    and those of `image_metrics`.
-    """
-    found = probes.predict(classifier, latents.validation)
-    metrics = {"val/accuracy": probes.accuracy(found, latents.validation_labels)}
-    if latents.test is not None:
-        found = probes.predict(classifier, latents.test)
-        metrics["test/accuracy"] = probes.accuracy(found, latents.test_labels)
-        metrics |= latent_metrics(latents, len(images.class_names), "test", "latent")
-        metrics |= image_metrics(images)
-    return metrics
-
-
-def publish(
-    session,
-    networks: tuple[nn.Module, nn.Module, nn.Module],
-    images,
-    latents: probes.Latents,
-    metrics: Mapping[str, float],
-    further: Iterable[Picture] = (),
-) -> None:
-    """Tables and pictures of the test images, or of the validation images where those stay unseen.
-
-    `networks` are encoder, classifier and preprocessing, `metrics` the final ones, `further`
-    pictures of the method's own. The session's tracker writes figures/*.png and sends all to W&B.
-    """
-    part = "validation" if latents.test is None else "test"
-    split, shown = getattr(images, part), getattr(latents, part)
-    probabilities = probes.probabilities(networks[1], shown)  # (N,K)
-    predictions, names = probabilities.argmax(dim=1), images.class_names
-    tracker, step = session.tracker, session.step
-    tracker.confusion(split.labels.tolist(), predictions.tolist(), names, step)
-    for name, columns, cells in tables.of_images(split, shown, probabilities, names):
-        tracker.table(f"tables/{name}", columns, cells, step)
-    count = session.config.tsne_images
-    pictures = latent_pictures(networks, split, predictions, names, count, metrics)
-    for name, figure, caption in (*further, *pictures, curves_picture(session.rows(), metrics)):
-        tracker.figure(name, figure, caption, step)

@@ -72,10 +72,11 @@ def main(config: Config) -> dict[str, float]:
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
         images = datasets.load(config, show_progress=session.is_main).to(session.device)
+        learned = images.pretrain  # without their labels
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
-        pca, why_no_pca = report.fit_pca(images.train, config.latent_dim)  # the linear autoencoder
+        pca, why_no_pca = report.fit_pca(learned, config.latent_dim)  # the linear autoencoder
         pca_errors = report.pca_errors(pca, images.validation) if pca else {}
 
         # ------------------------------------------------------------ Model
@@ -92,7 +93,7 @@ def main(config: Config) -> dict[str, float]:
         )
         half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
         preprocess = models.Preprocess(half, half).to(session.device)
-        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
+        models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
 
         def new_classifier() -> torch.nn.Module:
             sizes = (config.latent_dim, config.hidden_dim, classes, config.dropout)
@@ -100,7 +101,7 @@ def main(config: Config) -> dict[str, float]:
 
         new_classifier()  # it fits, or the training need not begin
         optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
-        model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
+        model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
@@ -108,7 +109,7 @@ def main(config: Config) -> dict[str, float]:
         for _ in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
-                inputs = preprocess(images.train.images(indices))  # (B,C,S,S) in [-1,1]
+                inputs = preprocess(learned.images(indices))  # (B,C,S,S) in [-1,1]
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 
@@ -164,7 +165,8 @@ def main(config: Config) -> dict[str, float]:
                 bar.update()
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
 
-        metrics, probabilities = report.measure(latents, classifier, images)
+        measured = report.measure(latents, classifier, images)
+        metrics = measured.metrics
         if config.test:
             metrics |= report.autoencoder_errors(network, preprocess, images.test, "test")
             if pca:  # with the same classifier on its codes
@@ -175,11 +177,11 @@ def main(config: Config) -> dict[str, float]:
             else:
                 session.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, probabilities.argmax(1))
+            report.save_latents(path, latents, measured.predictions)
         session.log(metrics, advance=False)
         split = images.test if config.test else images.validation
         decoded = pictures.autoencoder_pictures(network, preprocess, split, images.class_names)
-        pictures.publish(session, images, latents, probabilities, metrics, decoded)
+        pictures.publish(session, images, latents, measured.probabilities, metrics, decoded)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

@@ -66,6 +66,7 @@ def main(config: Config) -> dict[str, float]:
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
         images = datasets.load(config, show_progress=session.is_main).to(session.device)
+        learned = images.train
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
@@ -86,9 +87,9 @@ def main(config: Config) -> dict[str, float]:
             "--width, --blocks or --latent_dim",
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
-        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
+        models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
         optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
-        model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
+        model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
@@ -96,8 +97,8 @@ def main(config: Config) -> dict[str, float]:
         for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
-                batch = images.train.images(indices)  # (B,C,S,S) uint8
-                labels = images.train.labels[indices]  # (B,)
+                batch = learned.images(indices)  # (B,C,S,S) uint8
+                labels = learned.labels[indices]  # (B,)
                 random = Random(indices, config.seed, epoch)
                 inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
@@ -160,13 +161,14 @@ def main(config: Config) -> dict[str, float]:
         session.say("measuring and drawing")
         latents = report.encode_splits(encoder, preprocess, images, config.test)
 
-        metrics, probabilities = report.measure(latents, classifier, images)
+        measured = report.measure(latents, classifier, images)
+        metrics = measured.metrics
         if config.test:
             metrics |= report.pca_latent_metrics(images, config.latent_dim)
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, probabilities.argmax(1))
+            report.save_latents(path, latents, measured.predictions)
         session.log(metrics, advance=False)
-        pictures.publish(session, images, latents, probabilities, metrics)
+        pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

@@ -73,6 +73,7 @@ def main(config: Config) -> dict[str, float]:
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
         images = datasets.load(config, show_progress=session.is_main).to(session.device)
+        learned = images.train if config.supervised else images.pretrain
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
@@ -105,14 +106,14 @@ def main(config: Config) -> dict[str, float]:
             "--width, --blocks or --projection_dim",
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
-        models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
+        models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
         optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
-        model, optimizer = session.prepare(network, optimizer, images)  # resumes, too
+        model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = config.epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # what the loss cannot fall below, and where it stays if all embeddings are equal
-        frequencies = images.train.labels.bincount(minlength=classes) / len(images.train)
+        frequencies = learned.labels.bincount(minlength=classes) / len(learned)
         counts = config.batch_size * frequencies if config.supervised else [1] * config.batch_size
         floor = supcon_floor(list(map(float, counts)), config.views, config.temperature)
         collapse = supcon_collapse(config.batch_size, config.views)
@@ -123,8 +124,8 @@ def main(config: Config) -> dict[str, float]:
         for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
-                batch = images.train.images(indices)  # (B,C,S,S) uint8
-                labels = images.train.labels[indices]  # (B,)
+                batch = learned.images(indices)  # (B,C,S,S) uint8
+                labels = learned.labels[indices]  # (B,)
                 randoms = [Random(indices, config.seed, epoch, v) for v in range(config.views)]
                 views = [
                     preprocess(augmentation.augment(batch, random, config.augment, flip))
@@ -178,13 +179,15 @@ def main(config: Config) -> dict[str, float]:
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
         models.save_weights(session.run_dir / "head.safetensors", network.head)
 
-        metrics, probabilities = report.measure(latents, classifier, images)
+        measured = report.measure(latents, classifier, images)
+        metrics = measured.metrics
         if config.test:
-            metrics |= report.latent_metrics(projections, classes, "projection", "projection")
+            probed = report.probe_predictions(projections, classes)
+            metrics |= report.latent_metrics(projections, probed, "projection", "projection")
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, probabilities.argmax(1), projections.test)
+            report.save_latents(path, latents, measured.predictions, projections=projections.test)
         session.log(metrics, advance=False)
-        pictures.publish(session, images, latents, probabilities, metrics)
+        pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
 

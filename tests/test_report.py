@@ -106,9 +106,14 @@ def test_the_pca_line_is_left_out_with_its_reason(images, monkeypatch):
 
 def test_latents_are_measured_under_the_names_of_the_contract(images):
     latents = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, True)
-    metrics = report.latent_metrics(latents, 2, "test", "latent")
+    probed = report.probe_predictions(latents, 2)
+    metrics = report.latent_metrics(latents, probed, "test", "latent")
     assert metrics["test/knn_accuracy"] == metrics["test/linear_accuracy"] == 1
+    assert metrics["test/knn_cosine_accuracy"] == probes.accuracy(
+        probed["knn_cosine"], latents.test_labels
+    )
     assert metrics["latent/silhouette"] > 0.9
+    assert {"latent/recall_at_1", "latent/nmi", "test/class_mean_accuracy"} <= set(metrics)
     unseen = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, False)
     assert unseen.test is None
     raw = report.image_metrics(images)
@@ -143,7 +148,7 @@ def test_pca_gets_the_same_classifier(images):
 def test_saved_latents_have_the_types_of_the_contract(tmp_path):
     split = torch.randn(3, 2), torch.arange(3)
     latents = probes.Latents(*split, *split, *split)
-    report.save_latents(tmp_path / "latents.npz", latents, torch.arange(3))
+    report.save_latents(tmp_path / "latents.npz", latents, {"predictions": torch.arange(3)})
     stored = np.load(tmp_path / "latents.npz")
     types = {name: str(stored[name].dtype) for name in stored.files}
     assert types == {"latents": "float32", "labels": "int64", "predictions": "int64"}
@@ -158,14 +163,16 @@ def test_the_images_of_a_sample_are_found_in_their_split(images):
 def test_the_classifier_reads_each_split_once(images):
     latents = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, True)
     classifier = nn.Linear(latents.train.shape[1], 2)
-    metrics, probabilities = report.measure(latents, classifier, images)
-    assert torch.allclose(probabilities, classifier(latents.test).softmax(1))
-    right = probes.accuracy(probabilities.argmax(1), latents.test_labels)
-    assert metrics["test/accuracy"] == right
+    measured = report.measure(latents, classifier, images)
+    assert torch.allclose(measured.probabilities, classifier(latents.test).softmax(1))
+    right = probes.accuracy(measured.predictions["predictions"], latents.test_labels)
+    assert measured.metrics["test/accuracy"] == right
+    assert {"test/balanced_accuracy", "test/calibration_error"} <= set(measured.metrics)
+    assert "linear_predictions" in measured.predictions
     unseen = report.encode_splits(Mean(), models.Preprocess((0,), (1,)), images, False)
-    metrics, probabilities = report.measure(unseen, classifier, images)
-    assert set(metrics) == {"val/accuracy"}
-    assert torch.allclose(probabilities, classifier(latents.validation).softmax(1))
+    measured = report.measure(unseen, classifier, images)
+    assert set(measured.metrics) == {"val/accuracy"} and measured.predictions == {}
+    assert torch.allclose(measured.probabilities, classifier(latents.validation).softmax(1))
 
 
 def test_a_value_of_one_epoch_alone_is_no_curve():

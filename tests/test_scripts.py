@@ -256,6 +256,24 @@ def test_the_parts_of_the_joint_loss_are_as_large_as_the_theory_says(straight):
     assert 0.01 < ratio < 0.04  # 2 % at uniform output and 10 classes
 
 
+def test_with_few_labels_only_autoencoder_and_simclr_learn_from_the_others(straight, tmp_path):
+    method, _, _ = straight
+    words = ["--labels_per_class=2", "--epochs=1", "--batch_size=16", "--test=False"]
+    for unsupervised in (False, True) if method == "supcon" else (False,):
+        place = tmp_path / str(unsupervised)
+        run(
+            method,
+            place,
+            *words,
+            f"--supervised={not unsupervised}" if unsupervised else "--seed=0",
+        )
+        facts = json.loads((place / "config.json").read_text())["facts"]
+        assert facts["train_images"] == 20
+        steps = max(row["step"] for row in rows_of(place) if "train/learning_rate" in row)
+        assert steps == (256 // 16 if method == "ae" or unsupervised else 20 // 16)
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+
+
 def test_supcon_warns_when_the_loss_sits_at_collapse(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_supcon, "supcon_collapse", lambda *words: 1.0)  # any loss is above
     run("supcon", tmp_path / "run", "--epochs=2", "--test=False", "--evaluate_every=2")

@@ -6,6 +6,7 @@ Metrics are returned under the same names for every method.
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.evaluation import geometry, neighbors, probes
+from common.evaluation import geometry, neighbors, probes, scores
 from common.files import write
 
 ROUNDING_MSE = 1 / (12 * 255**2)  # variance of rounding to 8 bits, images in [0,1]
@@ -128,20 +129,42 @@ def pca_latents(pca: geometry.PCA, data, views: Iterable = ()) -> probes.Latents
     return probes.Latents(*pairs, views=tuple(encode(view) for view in views))
 
 
-def latent_metrics(
-    latents: probes.Latents, classes: int, accuracy_prefix: str, shape_prefix: str
-) -> dict[str, float]:
-    """kNN and linear accuracy on the test latents, and their geometry, each under its prefix.
+def probe_predictions(latents: probes.Latents, classes: int) -> dict[str, Tensor]:
+    """What simple classifiers of all training latents predict on test, int64 (N,) each.
 
-    …/knn_accuracy and …/linear_accuracy, fitted to all training latents; …/silhouette,
-    …/class_separation, …/alignment, …/uniformity and …/effective_rank.
+    linear (the linear probe), knn and knn_cosine (5 nearest neighbors in Euclidean distance and by
+    cosine similarity), class_mean (the nearest class mean by cosine similarity).
     """
-    linear = probes.fit_linear(latents, classes).predict(latents.test)
-    nearest = neighbors.predict(latents.train, latents.train_labels, latents.test)
+    known, labels, asked = latents.train, latents.train_labels, latents.test
     return {
-        f"{accuracy_prefix}/knn_accuracy": probes.accuracy(nearest, latents.test_labels),
-        f"{accuracy_prefix}/linear_accuracy": probes.accuracy(linear, latents.test_labels),
-    } | geometry.shape(latents.test, latents.test_labels, shape_prefix)
+        "linear": probes.fit_linear(latents, classes).predict(asked),
+        "knn": neighbors.predict(known, labels, asked),
+        # among unit vectors, the order of distances is that of cosines
+        "knn_cosine": neighbors.predict(F.normalize(known), labels, F.normalize(asked)),
+        "class_mean": scores.nearest_class_mean(known, labels, asked),
+    }
+
+
+def latent_metrics(
+    latents: probes.Latents,
+    predictions: Mapping[str, Tensor],
+    accuracy_prefix: str,
+    shape_prefix: str,
+) -> dict[str, float]:
+    """Accuracies of `probe_predictions` on the test latents, and what needs no classifier.
+
+    …/linear_accuracy and so on under the first prefix; under the second …/recall_at_1,
+    …/mean_average_precision, …/nmi, …/ari and the geometry: …/silhouette, …/class_separation,
+    …/alignment, …/uniformity, …/effective_rank.
+    """
+    test, labels = latents.test, latents.test_labels
+    accuracies = {
+        f"{accuracy_prefix}/{name}_accuracy": probes.accuracy(found, labels)
+        for name, found in predictions.items()
+    }
+    found = scores.retrieval(test, labels) | scores.clustering(test, labels)
+    found = {f"{shape_prefix}/{name}": value for name, value in found.items()}
+    return accuracies | found | geometry.shape(test, labels, shape_prefix)
 
 
 def pca_metrics(
@@ -158,16 +181,18 @@ def pca_metrics(
     predictions = probes.predict(classifier, latents.test)
     metrics = {f"pca/{name}": value for name, value in pca_errors(pca, data.test).items()}
     metrics["pca/accuracy"] = probes.accuracy(predictions, latents.test_labels)
-    return metrics | latent_metrics(latents, int(latents.train_labels.max()) + 1, "pca", "pca")
+    probed = probe_predictions(latents, len(data.class_names))
+    return metrics | latent_metrics(latents, probed, "pca", "pca")
 
 
 def pca_latent_metrics(data, dimensions: int) -> dict[str, float]:
     """The metrics of `latent_metrics` of PCA with so many dimensions, as `pca/…`; none if exact."""
-    pca, why_not = fit_pca(data.train, dimensions)
+    pca, why_not = fit_pca(data.pretrain, dimensions)
     if pca is None:
         print(f"PCA-{dimensions} is left out: {why_not}")
         return {}
-    return latent_metrics(pca_latents(pca, data), len(data.class_names), "pca", "pca")
+    latents = pca_latents(pca, data)
+    return latent_metrics(latents, probe_predictions(latents, len(data.class_names)), "pca", "pca")
 
 
 def pixels_too_large(data) -> str:
@@ -187,35 +212,53 @@ def image_metrics(data) -> dict[str, float]:
     return knn | geometry.shape(test, data.test.labels, "image")
 
 
-def measure(
-    latents: probes.Latents, classifier: nn.Module, images
-) -> tuple[dict[str, float], Tensor]:
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found.
+
+    Attributes:
+        metrics: the final ones, by name.
+        probabilities: float32 (N,K), of the classifier, of the test images or, where those stay
+            unseen, of the validation images.
+        predictions: int64 (N,) of the test images by the classifier ("predictions"), and
+            "linear_predictions" and so on of `probe_predictions`.
+    """
+
+    metrics: dict[str, float]
+    probabilities: Tensor
+    predictions: dict[str, Tensor]
+
+
+def measure(latents: probes.Latents, classifier: nn.Module, images) -> Measured:
     """Final metrics of a classifier and the latents it reads, on all splits of a data set.
 
-    val/accuracy; unless the test images stay unseen also test/accuracy, those of `latent_metrics`
-    and those of `image_metrics`. Beside them the class probabilities float32 (N,K) of the test
-    images, or of the validation images where those stay unseen.
+    val/accuracy; unless the test images stay unseen also those of `scores.classification` and
+    `scores.calibration_error` as test/…, those of `latent_metrics` and those of `image_metrics`.
     """
     probabilities = probes.probabilities(classifier, latents.validation)
     accuracy = probes.accuracy(probabilities.argmax(1), latents.validation_labels)
     metrics = {"val/accuracy": accuracy}
-    if latents.test is not None:
-        probabilities = probes.probabilities(classifier, latents.test)
-        metrics["test/accuracy"] = probes.accuracy(probabilities.argmax(1), latents.test_labels)
-        metrics |= latent_metrics(latents, len(images.class_names), "test", "latent")
-        metrics |= image_metrics(images)
-    return metrics, probabilities
+    if latents.test is None:
+        return Measured(metrics, probabilities, {})
+    probabilities = probes.probabilities(classifier, latents.test)
+    predictions = {"predictions": probabilities.argmax(1)}
+    found = scores.classification(latents.test_labels, predictions["predictions"])
+    found["calibration_error"] = scores.calibration_error(latents.test_labels, probabilities)
+    metrics |= {f"test/{name}": value for name, value in found.items()}
+    probed = probe_predictions(latents, len(images.class_names))
+    metrics |= latent_metrics(latents, probed, "test", "latent") | image_metrics(images)
+    predictions |= {f"{name}_predictions": found for name, found in probed.items()}
+    return Measured(metrics, probabilities, predictions)
 
 
 def save_latents(
-    path: Path, latents: probes.Latents, predictions: Tensor, projections: Tensor | None = None
+    path: Path, latents: probes.Latents, predictions: Mapping[str, Tensor], **further: Tensor
 ) -> None:
     """Write the test images' latents float32 (N,D), labels and predictions int64 (N,) as one .npz.
 
-    `projections` float32 (N,P) go with them, where a method has them.
+    `further` are arrays that only some methods have, such as projections float32 (N,P).
     """
-    arrays = {"latents": latents.test, "labels": latents.test_labels, "predictions": predictions}
-    arrays |= {} if projections is None else {"projections": projections}
+    arrays = {"latents": latents.test, "labels": latents.test_labels, **predictions, **further}
     file = io.BytesIO()
     np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
     write(path, file.getvalue())

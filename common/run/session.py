@@ -68,14 +68,16 @@ class Session:
 
     # ------------------------------------------------------------------------------ Training
 
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer, images: Any) -> tuple:
+    def prepare(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, images: Any, learned: Any
+    ) -> tuple:
         """Return model and optimizer for the training step: on the device, with DDP, precision and
         compilation as asked for. Open the run's folder and restore its last checkpoint, if any.
 
-        `images` gives `train` (its length), `class_names` and `fingerprint`.
+        `learned` is the split that the steps go through, of the data set `images`.
         """
         config, accelerator = self.config, self.accelerator
-        self._images, self._network = len(images.train), network
+        self._images, self._network = len(learned), network
         self.share = local_slice(
             self._images, config.batch_size, accelerator.process_index, accelerator.num_processes
         )
@@ -89,7 +91,7 @@ class Session:
         self._parts |= {"scaler": accelerator.scaler}
         self._same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
         facts = {"method": self.method, "class_names": images.class_names, **self._same}
-        facts["train_images"] = self._images
+        facts["train_images"] = len(images.train)  # with labels
         facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
 
         state = checkpoints.load_last(self.run_dir / "checkpoints", expected=self._same)

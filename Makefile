@@ -1,5 +1,6 @@
 # make demo: three methods on real handwritten digits, compared; no download.   make test: the tests.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test lint bench check-sweeps results clean
@@ -12,8 +13,9 @@ demo: .venv/run
 		--run_dir $$demo/supcon; \
 	$(BIN)/python compare.py $$demo/ae $$demo/joint $$demo/supcon --out $$demo/comparison
 
+# worksteal leaves neighbours together, so that what they share is made once
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What every test shares: few threads, nothing of the user's W&B, a fresh Accelerator each time."""
+"""What every test shares: nothing of the user's W&B, a fresh Accelerator, a fair share of cores."""
 
 import os
 import signal
@@ -13,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 for name in [name for name in os.environ if name.startswith(("WANDB_", "ACCELERATE_"))]:
     del os.environ[name]
 os.environ["WANDB_MODE"] = "offline"  # no test may reach a network
+
+# `make test` starts workers (pytest-xdist); each computes on one core, unless the user chose
+ON_ONE_CORE = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
+if ON_ONE_CORE:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +44,13 @@ def run_command(tmp_path):
     """Run a command line as a user would, in an empty folder; returns the finished process."""
 
     def run(*words: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
+        surroundings = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        if ON_ONE_CORE:
+            del surroundings["OMP_NUM_THREADS"]
         return subprocess.run(
             [str(word) for word in words],
             cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            env=surroundings | environment,
             capture_output=True,
             text=True,
             timeout=300,

@@ -4,10 +4,20 @@ import signal
 
 import default_size
 import pytest
+import torch
 from tiny import assert_same_bits, resume
 
 from common.files import read_json
 from common.run.signals import Signals
+
+
+@pytest.fixture(autouse=True)
+def all_cores(monkeypatch):
+    """Threads as users have them, which in a worker of `make test` would be one."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

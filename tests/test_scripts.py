@@ -1,14 +1,16 @@
 """The scripts from end to end, in process and small: they learn, repeat themselves and go on."""
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
-import default_size
 import numpy as np
 import pytest
 import torch
+import two_processes
 from safetensors.torch import load_file
 from tiny import SCRIPTS, TINY, assert_same_bits, resume, rows_of, run
 
@@ -17,6 +19,7 @@ from common import models
 from common.data import datasets
 from common.errors import UserError
 from common.evaluation import report
+from common.files import read_json
 from common.run import checkpoints
 from common.run.signals import Signals
 
@@ -355,54 +358,41 @@ def test_the_linear_code_stands_beside_the_latents_and_not_in_their_place(method
     assert latents["latents"].shape == (len(latents["labels"]), 6)
 
 
-WITHOUT_NORM = """
-import sys, torch
-torch.nn.BatchNorm2d = lambda *words: torch.nn.Identity()
-import {script} as script
-from common.evaluation import probes
-from common.config import parse
-probes.STRENGTHS = (1e-3,)  # on so few images, rounding decides which one validation chooses
-script.main(parse(script.Config))
-"""
-
-
-@pytest.mark.parametrize(
-    ("method", "more"),
-    [
-        ("ae", ()),
-        ("joint", ()),
-        ("supcon", ()),
-        # one view: an image alone in its class has no positive, and the ranks hold unequally many
-        ("supcon", ("--views=1", "--batch_size=8")),
-    ],
-)
-def test_two_processes_train_like_one(tmp_path, run_command, method, more):
-    """One run folder, one stream of rows; without batch norm the same weights to rounding.
-
-    At the default width; with one view of few images, narrow.
-    """
-    script, own = SCRIPTS[method] if more else default_size.SCRIPTS[method]
-    own = (*(TINY if more else default_size.FEW), *own, *more)
-    (tmp_path / "plain.py").write_text(WITHOUT_NORM.format(script=script.__name__))
-    words = ["plain.py", *own, "--precision=no", "--epochs=1", "--learning_rate=0.001"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    one = run_command(sys.executable, *words, "--run_dir=one", **environment)
-    assert one.returncode == 0, one.stderr
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory):
+    """The folder with a run of each case of two_processes.py, all of them from one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    program = (ROOT / "tests/two_processes.py", folder)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
-    two = run_command(*launcher, *words, "--run_dir=two", **environment)
-    assert two.returncode == 0, two.stderr
+    done = subprocess.run(
+        [str(word) for word in (*launcher, *program)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
 
-    first, second = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
+
+@pytest.mark.parametrize("case", two_processes.CASES)
+def test_two_processes_train_like_one(tmp_path, monkeypatch, in_two_processes, case):
+    """One run folder, one stream of rows; without batch norm the same weights to rounding."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    one, two = tmp_path / case, in_two_processes / case
+    two_processes.train(case, one)
+
+    first, second = (load_file(folder / "encoder.safetensors") for folder in (one, two))
     for name in first:
         assert torch.allclose(first[name], second[name], atol=2e-5), name
-    rows, others = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    rows, others = rows_of(one), rows_of(two)
     assert [set(row) for row in rows] == [set(row) for row in others]
     for name in set().union(*rows):
         if name.startswith("train/") and "accuracy" not in name:
             first, second = (next(r[name] for r in part if name in r) for part in (rows, others))
             assert first == pytest.approx(second, rel=1e-3), name
-    config = json.loads((tmp_path / "two/config.json").read_text())
-    assert config["facts"]["processes"] == 2
+    counts = [read_json(folder / "config.json")["facts"]["processes"] for folder in (one, two)]
+    assert counts == [1, 2]
 
 
 def test_processes_that_do_not_know_of_each_other_stop_with_one_line(tmp_path, run_command):

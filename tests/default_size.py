@@ -30,3 +30,8 @@ SCRIPTS = {
 def run(method: str, folder: Path, *words: str) -> dict[str, float]:
     script, own = SCRIPTS[method]
     return script.main(parse(script.Config, [*FEW, *own, *words, f"--run_dir={folder}"]))
+
+
+def resume(method: str, folder: Path) -> dict[str, float]:
+    script, _ = SCRIPTS[method]
+    return script.main(parse(script.Config, [f"--resume={folder}"]))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import coarse_pictures
 from torch import nn
 
 import compare
@@ -47,6 +48,7 @@ SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon}
 LOSSES = {"ae": "reconstruction_loss", "joint": "probability_mae", "supcon": "supcon_loss"}
 
 
+@coarse_pictures()
 def run(method: str, folder: Path, *words: str) -> dict[str, float]:
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     script = SCRIPTS[method]
@@ -55,6 +57,7 @@ def run(method: str, folder: Path, *words: str) -> dict[str, float]:
     return script.main(parse(script.Config, [*words, f"--run_dir={folder}"]))
 
 
+@coarse_pictures()
 def resume(method: str, folder: Path) -> dict[str, float]:
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     script = SCRIPTS[method]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import coarse_pictures
 
 import compare
 import train_ae
@@ -48,7 +49,8 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, (script, own) in SCRIPTS.items():
         args = [*TINY, *own, "--tracking=disabled", f"--run_dir={folder / name}"]
-        script.main(parse(script.Config, args))
+        with coarse_pictures():
+            script.main(parse(script.Config, args))
         fresh()
     config = read_json(folder / "joint-1/config.json")
     write_json(folder / "joint-1/config.json", config | {"resumed": [{"rows": 3, "commit": "abc"}]})

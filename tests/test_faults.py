@@ -220,7 +220,7 @@ def test_two_processes_stop_together(tmp_path):
         (30_000, "knn_accuracy", "best.safetensors"),
         (100, "knn_accuracy", "metrics.jsonl"),
         (30_000, "latent_metrics", "latents.npz"),
-        (10_000, "latent_pictures", r"\w+.png"),
+        (1_000, "latent_pictures", r"\w+.png"),
     ],
 )
 @pytest.mark.parametrize("straight", ["joint"], indirect=True)  # all write through common/files.py

@@ -5,7 +5,7 @@ import signal
 import default_size
 import pytest
 import torch
-from tiny import assert_same_bits, resume
+from tiny import assert_same_bits
 
 from common.files import read_json
 from common.run.signals import Signals
@@ -60,8 +60,8 @@ def test_stopped_within_an_epoch_and_at_its_end(tmp_path, stopping, method, word
         default_size.run(method, stopped, *words)
     stopping(1)  # after the last step of the epoch, before its evaluation
     with pytest.raises(SystemExit):
-        resume(method, stopped)
-    resume(method, stopped)
+        default_size.resume(method, stopped)
+    default_size.resume(method, stopped)
     assert_same_bits(straight, stopped)
     resumed = [entry["rows"] for entry in read_json(stopped / "config.json")["resumed"]]
     first = 2 if method == "joint" else 1  # with the row of gradient norms at step 0

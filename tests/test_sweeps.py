@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny import coarse_pictures
 
 import train_ae
 import train_joint
@@ -92,6 +93,7 @@ def test_every_value_goes_through_the_parser_unchanged(path, program):
             assert found == value or math.isclose(found, value), (name, value)
 
 
+@coarse_pictures()
 @pytest.mark.parametrize(("path", "program"), PAIRS)
 def test_a_sampled_command_trains_and_logs_the_metric(path, program, tmp_path):
     sweep, draw = read(path), random.Random(program)

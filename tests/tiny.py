@@ -1,8 +1,12 @@
 """Each script on a part of digits, small enough to train in a second or two."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import train_ae
 import train_joint
@@ -28,11 +32,29 @@ SCRIPTS = {
 TIMED = ("time/", "memory/")  # what differs between two equal runs
 
 
+@contextlib.contextmanager
+def coarse_pictures() -> Iterator[None]:
+    """Draw every figure with few pixels and without a search for its layout.
+
+    As they are for users, the figures of so small a run take longer than all the rest of it. Those
+    are drawn in test_plots.py, test_resume.py and test_compare.py, and by the README's commands.
+    """
+    begin = Figure.__init__
+
+    def begin_coarsely(self, *words, **options):
+        begin(self, *words, **(options | {"dpi": 30, "layout": None}))
+
+    with mock.patch.object(Figure, "__init__", begin_coarsely):
+        yield
+
+
+@coarse_pictures()
 def run(method: str, folder: Path, *words: str) -> dict[str, float]:
     script, own = SCRIPTS[method]
     return script.main(parse(script.Config, [*TINY, *own, *words, f"--run_dir={folder}"]))
 
 
+@coarse_pictures()
 def resume(method: str, folder: Path, *words: str) -> dict[str, float]:
     script, _ = SCRIPTS[method]
     return script.main(parse(script.Config, [*words, f"--resume={folder}"]))

@@ -18,6 +18,7 @@ os.environ["WANDB_MODE"] = "offline"  # no test may reach a network
 ON_ONE_CORE = "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ
 if ON_ONE_CORE:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # where a test takes all cores, none waits busily
 
 
 @pytest.fixture(autouse=True)

@@ -204,7 +204,7 @@ def test_two_processes_stop_together(tmp_path):
 
     process, _ = launch(1, "--resume=run")
     process.send_signal(signal.SIGTERM)
-    text = end(process, within=10)
+    text = end(process, within=25)  # after 30 s torchrun kills who has not stopped
     assert text.count("stopped; resume with --resume run") == 1
     assert "error: process" not in text
     state = checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")

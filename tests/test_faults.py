@@ -316,4 +316,5 @@ def test_no_epoch_leaves_memory_files_or_threads_behind(run_command, tmp_path):
     assert found["epochs"] == 12
     assert found["early"]["files"] == found["late"]["files"]
     assert found["early"]["threads"] == found["late"]["threads"]
-    assert found["late"]["mib"] < 1.02 * found["early"]["mib"]
+    # seen: 0.1 MiB in five runs; one batch of images kept per epoch as floats gives 3.5
+    assert found["late"]["mib"] - found["early"]["mib"] < 0.5

@@ -286,6 +286,8 @@ def refuse_if_none(chosen: list[runs.Run], left_out: dict[str, str]) -> None:
 def check_split(run: runs.Run, full: datasets.ImageData) -> None:
     """`UserError` if a run was trained or tested on other images than this version's split."""
     count = min(run.settings.get("limit_train") or len(full.train), len(full.train))
+    if few := run.settings.get("labels_per_class"):
+        count = few * len(full.class_names)
     if run.facts["train_images"] != count:
         difference = f"trained on {run.facts['train_images']:,} images where we have {count:,}"
         raise UserError(f"{run.folder} has another split: it {difference}")

@@ -45,6 +45,8 @@ class Config(TrainingConfig):
     latent_dim: PositiveInt = 128  # numbers that an image is encoded to
     # Loss
     alpha: Fraction = 0.5  # weight of MSE; that of MAE is 1 - alpha; both with images in [-1, 1]
+    augment: augmentation.Kind = "none"  # what is changed in an image before it is reconstructed
+    flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
     # Optimization
     batch_size: BatchSize = 128  # images per step, summed over all processes
     optimizer: OptimizerName = "adamw"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it
@@ -61,8 +63,9 @@ class Config(TrainingConfig):
     classifier_batch_size: BatchSize = 256  # latents per step
     classifier_learning_rate: PositiveFloat = 5e-3  # peak rate of its one-cycle schedule
     classifier_weight_decay: NonNegativeFloat = 1e-2  # of its AdamW
-    classifier_views: PositiveInt = 8  # of each image: as it is, and the others shifted a bit
-    flip: bool | None = None  # also mirrored; None: where the data set's labels allow it
+    classifier_views: PositiveInt = (
+        8  # of each image: as it is, and shifted a bit, mirrored if --flip
+    )
 
 
 def main(config: Config) -> dict[str, float]:
@@ -106,10 +109,12 @@ def main(config: Config) -> dict[str, float]:
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # ------------------------------------------------------------ Training
-        for _ in session.epochs(config.epochs):  # starts where the checkpoint ended
+        for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
-                inputs = preprocess(learned.images(indices))  # (B,C,S,S) in [-1,1]
+                batch = learned.images(indices)  # (B,C,S,S) uint8
+                random = Random(indices, config.seed, epoch)
+                inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 

@@ -92,6 +92,7 @@ class TrainingConfig:
     run_dir: str | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
     resume: str | None = None  # resume the run in this folder, or start there
     project: str = "latent-spaces"  # of W&B
+    group: str | None = None  # of W&B; None: the data set
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 

@@ -175,7 +175,8 @@ def as_text(rows: Sequence[Row]) -> str:
         else f"\n{row[0]}"
         for row in marked
     ]
-    return "\n".join(line.rstrip() for line in lines) + "\n\n* best of its row"
+    note = "\n\n* best of its row" if any(row.best for row in rows) else ""
+    return "\n".join(line.rstrip() for line in lines) + note
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

@@ -59,12 +59,22 @@ def nearest_class_mean(latents: Tensor, labels: Tensor, queries: Tensor) -> Tens
 
 
 def retrieval(latents: Tensor, labels: Tensor) -> dict[str, float]:
-    """recall_at_1 and mean_average_precision: an image queries all others by cosine similarity.
+    """recall_at_1 and mean_average_precision: the means over the queries of `retrieve`."""
+    first, precision = retrieve(latents, labels)
+    return {
+        "recall_at_1": first.float().mean().item(),
+        "mean_average_precision": precision.mean().item(),
+    }
 
-    A hit is an image of the query's class. Average precision is the mean, over the hits, of the
-    precision at the rank of each. Beyond `QUERIES` images a fixed random choice of them queries.
-    Queries without another image of their class are left out; NaN if all are. `latents` float
-    (N,D), `labels` int64 (N,).
+
+def retrieve(latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each image as query among all others, by cosine similarity: (Q,) bool and (Q,) float.
+
+    Whether the first is a hit, an image of the query's class; and the average precision, the mean,
+    over the hits, of the precision at the rank of each. Beyond `QUERIES` images a fixed random
+    choice of them queries. Queries without another image of their class are left out, by labels
+    alone, so that the queries of two spaces are the same. `latents` float (N,D), `labels` int64
+    (N,).
     """
     unit = F.normalize(latents.float(), dim=1)
     ranks = torch.arange(1, len(labels), device=labels.device)
@@ -79,10 +89,7 @@ def retrieval(latents: Tensor, labels: Tensor) -> dict[str, float]:
         precision = (hits.cumsum(1) / ranks * hits).sum(1) / counts
         firsts.append(hits[counts > 0, 0])
         precisions.append(precision[counts > 0])
-    return {
-        "recall_at_1": torch.cat(firsts).float().mean().item(),
-        "mean_average_precision": torch.cat(precisions).mean().item(),
-    }
+    return torch.cat(firsts), torch.cat(precisions)
 
 
 def clustering(latents: Tensor, labels: Tensor, seed: int = 0) -> dict[str, float]:
@@ -127,10 +134,20 @@ def interval(values: Sequence[np.ndarray]) -> Interval:
     runs, plus, with several runs, the variance over runs of their means divided by their number.
     The first part, without assumptions, is what a bootstrap over images gives in the limit.
     """
-    table = np.stack(values)  # (runs,N)
+    table = np.stack(values).astype(float)  # (runs,N)
     mean = float(table.mean())
     variance = table.mean(0).var() / table.shape[1]
     if len(table) > 1:
         variance += table.mean(1).var(ddof=1) / len(table)
     half = NORMAL_95 * float(np.sqrt(variance))
     return Interval(mean, mean - half, mean + half)
+
+
+def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Interval:
+    """How much two methods differ, first − second, paired on the same test images.
+
+    As `interval`; the runs of the two are paired where they are equally many, else their means are.
+    """
+    if len(first) == len(second):
+        return interval([a.astype(float) - b for a, b in zip(first, second, strict=True)])
+    return interval([np.mean(first, axis=0) - np.mean(second, axis=0)])

@@ -16,7 +16,7 @@ from common.files import read_json, read_rows
 
 # Flags that say where and how a run is made, not what is trained.
 NOT_IN_A_NAME = (
-    *("dataset", "data_dir", "run_dir", "resume", "project", "tags", "tracking", "test"),
+    *("dataset", "data_dir", "run_dir", "resume", "project", "group", "tags", "tracking", "test"),
     *("log_every", "knn_images", "tsne_images", "evaluate_every", "skip_unreadable"),
 )
 LONGEST_NAME = 128  # characters that W&B takes
@@ -83,7 +83,7 @@ def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]
     tags = [method, settings["dataset"], settings["encoder"], *own_tags(settings["tags"])]
     return {
         "name": name,
-        "group": settings["dataset"],
+        "group": settings["group"] or settings["dataset"],
         "job_type": method,
         "tags": list(dict.fromkeys(tags)),
     }
@@ -106,8 +106,8 @@ class Run:
     """A finished run, as its folder tells: the flags, what was found, the final metrics, the rows.
 
     `settings` and `facts` are those of config.json, `summary` is summary.json, `rows` are those of
-    metrics.jsonl. `method` is ae, joint or supcon. `resumed` has an entry for each time the run was
-    resumed: the rows that it had by then, and the facts of the process that resumed it.
+    metrics.jsonl. `method` is ae, joint, supcon or simclr. `resumed` has an entry for each time the
+    run was resumed: the rows that it had by then, and the facts of the process that resumed it.
     """
 
     folder: Path
@@ -151,6 +151,8 @@ def read_run(folder: Path) -> Run:
         settings, facts = renamed(config["settings"]), config["facts"]
         needed = ("fingerprint", "class_names", "parameters", "train_images")
         method, _ = facts["method"], [facts[name] for name in needed]
+        if method == "supcon" and not settings.get("supervised", True):
+            method = "simclr"
         _ = [settings[name] for name in ("dataset", "data_dir", "image_size", "epochs", "seed")]
         rows = read_rows(folder / "metrics.jsonl")
         resumed = [dict(entry) for entry in config.get("resumed", [])]

@@ -1,0 +1,441 @@
+"""Which way of learning a latent space serves these images best, and how many labels does it need?
+
+Trains an autoencoder, a joint classifier, supervised contrastive learning and SimCLR on one
+footing: the same encoder, optimizer, augmentation, order of images and time; then compares what
+their latents are good for, with intervals, and recommends. Every run is a run folder like any
+other, and its command stands in OUT/study.json.
+
+The time (--minutes) is that of training, shared equally by all runs; what a run's epochs take is
+measured first. Measuring the latents comes on top. The same command again goes on where the study
+was stopped. What to expect on 2 CPU cores: digits in two minutes.
+
+    python study.py --minutes 1                              handwritten digits, no download
+    python study.py --dataset folder --data_dir pets --minutes 60 --labels_per_class 10 100 all
+    python study.py --dataset cifar10 --epochs 8 --seeds 3
+"""
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import compare
+import train_ae
+import train_joint
+import train_supcon
+from common.config import (
+    BatchSize,
+    DatasetName,
+    EncoderName,
+    ImageSize,
+    OptimizerName,
+    PositiveFloat,
+    PositiveInt,
+    parse,
+)
+from common.data import augmentation, datasets
+from common.display import accuracies, tables
+from common.errors import UserError
+from common.evaluation import recommendation, scores
+from common.evaluation.recommendation import Need
+from common.files import made, read_json, read_rows, write, write_json
+from common.run import runs, runtime, tracking
+
+METHOD = "study"
+
+Method = Literal["ae", "joint", "supcon", "simclr"]
+SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
+TRIAL_STEPS = 6  # of each epoch of a trial
+FREE = ("data_dir", "out", "project", "tags", "tracking")  # what may change when a study goes on
+# The rows of the table: how a score is named in a run's summary, what it is, its format.
+SCORES = (
+    ("test/linear_accuracy", "linear probe", "{:.2%}", "linear"),
+    ("test/accuracy", "the method's own classifier", "{:.2%}", "own"),
+    ("test/knn_accuracy", "5 nearest neighbors", "{:.2%}", "knn"),
+    ("test/knn_cosine_accuracy", "5 nearest neighbors, cosine", "{:.2%}", "knn_cosine"),
+    ("test/class_mean_accuracy", "nearest class mean", "{:.2%}", "class_mean"),
+    ("latent/recall_at_1", "retrieval, recall at 1", "{:.2%}", "first_hit"),
+    ("latent/mean_average_precision", "retrieval, mean average precision", "{:.2%}", "precision"),
+    ("test/balanced_accuracy", "own classifier, balanced accuracy", "{:.2%}", ""),
+    ("test/macro_f1", "own classifier, macro F1", "{:.3f}", ""),
+    ("test/calibration_error", "own classifier, calibration error", "{:.3f}", ""),
+    ("latent/nmi", "k-means and the classes, NMI", "{:.3f}", ""),
+    ("latent/ari", "k-means and the classes, ARI", "{:.3f}", ""),
+    ("latent/silhouette", "silhouette", "{:.3f}", ""),
+    ("test/mse", "reconstruction MSE", "{:.5f}", ""),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    # Data
+    dataset: DatasetName = "digits"  # which images; folder: your own
+    data_dir: str = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
+    image_size: ImageSize = 32  # pixels a side
+    limit_train: BatchSize | None = None  # take only so many training images, for a quick try
+    skip_unreadable: bool = False  # folder: leave out images that cannot be read
+    # What is compared
+    methods: tuple[Method, ...] = ("ae", "joint", "supcon", "simclr")  # simclr: without labels
+    labels_per_class: tuple[str, ...] = ("all",)  # such as 10 100 all: a run for each
+    seeds: PositiveInt = 2  # runs of each method, with seeds 0, 1, ...
+    # The same for all
+    minutes: PositiveFloat | None = None  # of training, all runs together; None: see --epochs
+    epochs: PositiveInt | None = None  # of each run, in place of --minutes
+    encoder: EncoderName = "airbench"  # the network in front of the latents
+    width: PositiveInt = 32  # its base channels; airbench with 32 has 128 features
+    latent_dim: PositiveInt = 128  # of ae and joint; the other two take the encoder's features
+    augment: augmentation.Kind = "contrastive"  # random views; SimCLR needs strong ones
+    batch_size: BatchSize = 256  # images per step; all of them where they are fewer
+    optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
+    learning_rate: PositiveFloat = 0.2  # peak rate
+    # Run
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
+    out: str = "study"  # the folder of all runs and results; goes on if it exists
+    project: str = "latent-spaces"  # of W&B
+    tags: str = ""  # of W&B, separated by commas
+    tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of the study: its folder's name, the method, labels per class (or all), the seed."""
+
+    name: str
+    method: str
+    labels: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished member: what its folder tells, and what is right on each test image.
+
+    `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
+    images that query.
+    """
+
+    member: Member
+    run: runs.Run
+    values: dict[str, np.ndarray]
+
+
+def main(config: Config) -> dict:
+    # ---------------------------------------------------------------- Plan
+    check(config)
+    out = Path(config.out)
+    budgets = sorted(set(config.labels_per_class), key=number_of)
+    members = [
+        Member(f"{method}-{labels}-seed{seed}", method, labels, seed)
+        for seed in range(config.seeds)
+        for labels in budgets
+        for method in config.methods
+    ]
+    with made(out):
+        commands = plan(config, out, members)
+
+    # ---------------------------------------------------------------- Runs
+    failed = {}
+    with tracking.progress(len(members), "runs", is_main=True) as bar:
+        for member in members:
+            bar.set_description(member.name)
+            try:
+                train(out, member.method, commands[member.name], member.name)
+            except UserError as error:
+                failed[member.name] = error.message
+                tracking.say(f"{member.name} failed: {error.message}")
+            bar.update()
+    results = [read(out, member) for member in members if member.name not in failed]
+    if not results:
+        raise UserError(f"no run of {out} succeeded: {'; '.join(failed.values())}")
+    groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
+    groups = {labels: group for labels, group in groups.items() if group}
+    *_, (most, largest) = groups.items()
+
+    # ---------------------------------------------------------------- Comparison
+    compared = emptied(out / "comparison", "comparison.json")
+    wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
+    folders = tuple(str(result.run.folder) for result in largest)
+    compare.main(compare.Config(folders, str(compared), config.data_dir, **wandb))
+
+    # ---------------------------------------------------------------- Recommendation
+    few = [labels for labels in groups if labels != most][:1]
+    titles = {most: f"highest accuracy with {named(most)}"}
+    titles |= {labels: f"highest accuracy with {named(labels)}" for labels in few}
+    accuracy = {
+        labels: Need(title, by_method(groups[labels], "linear")) for labels, title in titles.items()
+    }
+    lines = [recommendation.recommend(need) for need in accuracy.values()]
+    retrieval = Need("retrieval of similar images", by_method(largest, "precision"))
+    lines.append(recommendation.recommend(retrieval))
+    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
+    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
+    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
+    lines.append(recommendation.reconstruction(errors, pca))
+    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
+    lines.append(recommendation.cheapest(accuracy[most], seconds))
+    lines += [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
+
+    # ---------------------------------------------------------------- Files
+    report = emptied(out / "report", "results.json")
+    rows = table(groups)
+    figures = {
+        "accuracy_by_labels": accuracies.by_labels(curves(groups), list(groups)),
+        "accuracy_by_seconds": accuracies.by_seconds(progress(largest)),
+    }
+    with made(report):
+        write_json(report / "results.json", {"recommendation": lines, "failed": failed})
+    markdown = "".join(f"- {line}\n" for line in lines) + "\n" + tables.as_markdown(rows)
+    write(report / "study.md", markdown.encode())
+
+    # ---------------------------------------------------------------- W&B
+    labels = {"name": f"study {config.dataset}: {', '.join(config.methods)}", "job_type": METHOD}
+    labels |= {"group": group_of(config), "tags": [METHOD, *runs.own_tags(config.tags)]}
+    with tracking.open_tracker(
+        report,
+        settings={name: str(value) for name, value in asdict(config).items()},
+        facts=runtime.facts(runtime.start("no", seed=0)),
+        labels=labels,
+        mode=config.tracking,
+        project=config.project,
+        keep_rows=None,
+        is_main=True,
+    ) as tracker:
+        (report / "checkpoints").rmdir()  # there is nothing to resume
+        tracker.table("tables/recommendation", ["recommendation"], [[line] for line in lines], 0)
+        header, *others = [[row.text, *row.cells] for row in rows if row.cells]
+        tracker.table("tables/study", header, others, step=0)
+        for name, figure in figures.items():
+            tracker.figure(name, figure, name.replace("_", " "), step=0)
+        end = tracker.finish({})
+    print("", tables.as_text(rows), "", "recommendation", sep="\n")
+    print(*(f"- {line}" for line in lines), "", *end, sep="\n")
+    print(f"page:         {compared}/index.html", f"study:        {report}/study.md", sep="\n")
+    return {"recommendation": lines, "failed": failed}
+
+
+def check(config: Config) -> None:
+    """`UserError` for settings that make no study."""
+    if (config.minutes is None) == (config.epochs is None):
+        raise UserError("say how long to train: --minutes (all runs together) or --epochs (each)")
+    if not config.methods or not config.labels_per_class:
+        raise UserError("--methods and --labels_per_class need at least one value each")
+    for text in config.labels_per_class:
+        if text != "all" and not (text.isdecimal() and int(text) > 0):
+            raise UserError(f"--labels_per_class {text}: give numbers above 0, or all")
+
+
+def number_of(labels: str) -> float:
+    return float("inf") if labels == "all" else int(labels)
+
+
+def named(labels: str) -> str:
+    return "all labels" if labels == "all" else f"{labels} labels per class"
+
+
+def group_of(config: Config) -> str:
+    """The name under which W&B files all runs of the study."""
+    return f"study {Path(config.out).resolve().name}"[: runs.LONGEST_NAME]
+
+
+# --------------------------------------------------------------------------- Planning and training
+
+
+def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list[str]]:
+    """The flags of each member's script, by its name: those of OUT/study.json, or new ones.
+
+    `UserError`: OUT holds a study with other settings; the time is too short for one epoch.
+    """
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+    path = out / "study.json"
+    if path.exists():
+        stored = read_json(path)
+        if odd := [name for name in settings if stored["settings"].get(name) != settings[name]]:
+            had = ", ".join(f"--{name} {stored['settings'].get(name)}" for name in odd)
+            raise UserError(f"{out} holds a study with {had}; take these, or another --out")
+        return {name: shlex.split(command)[2:] for name, command in stored["commands"].items()}
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and holds no study; choose another --out")
+    counts = {(m.method, m.labels): images_of(config, m.method, m.labels) for m in members}
+    flags = {m.name: shared(config, m, counts[m.method, m.labels]) for m in members}
+    if config.minutes is None:
+        epochs = dict.fromkeys(flags, config.epochs)
+    else:
+        speed = {method: trial(config, method) for method in config.methods}  # images/s
+        share = 60 * config.minutes / len(members)  # seconds of training of each run
+        takes = {m.name: counts[m.method, m.labels] / speed[m.method] for m in members}
+        slowest = max(takes, key=takes.get)
+        if takes[slowest] > share:
+            needed = takes[slowest] * len(members) / 60
+            raise UserError(
+                f"--minutes {config.minutes:g} are too few: each of {len(members)} runs may train "
+                f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
+                f"at least {needed:.1f}, or fewer --methods, --seeds or --labels_per_class"
+            )
+        epochs = {name: int(share / seconds) for name, seconds in takes.items()}
+    for name, words in flags.items():
+        every = max(1, epochs[name] // 10)
+        words += ["--epochs", str(epochs[name]), "--evaluate_every", str(every)]
+    script = {m.name: SCRIPTS[m.method].__name__ for m in members}
+    commands = {name: f"python {script[name]}.py {shlex.join(w)}" for name, w in flags.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"settings": settings, "commands": commands})
+    return flags
+
+
+def images_of(config: Config, method: str, labels: str) -> int:
+    """How many training images a method learns from."""
+    few = None if labels == "all" else int(labels)
+    arrays = datasets.read(
+        config.dataset, config.data_dir, config.image_size, config.skip_unreadable
+    )
+    images = datasets.split_data(arrays, config.limit_train, few)
+    return len(images.pretrain if method in ("ae", "simclr") else images.train)
+
+
+def shared(config: Config, member: Member, count: int) -> list[str]:
+    """The flags that are the same for all methods, and the few that cannot be."""
+    flags: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("dataset", "data_dir", "image_size", "limit_train", "skip_unreadable")
+    }
+    if member.labels != "all":
+        flags["labels_per_class"] = member.labels
+    flags |= {name: getattr(config, name) for name in ("encoder", "width", "augment", "optimizer")}
+    flags |= {"learning_rate": config.learning_rate, "schedule": "linear", "warmup_epochs": 0}
+    flags |= {"batch_size": min(config.batch_size, count), "seed": member.seed}
+    if member.method in ("ae", "joint"):
+        flags["latent_dim"] = config.latent_dim
+    if member.method == "simclr":
+        flags["supervised"] = False
+    flags |= {"precision": config.precision, "tracking": config.tracking}
+    flags |= {"project": config.project, "group": group_of(config), "tags": config.tags}
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def trial(config: Config, method: str) -> float:
+    """Images per second of a method's training, in the second of two short epochs."""
+    most = min(TRIAL_STEPS * config.batch_size, images_of(config, method, "all"))
+    words = shared(config, Member("", method, "all", seed=0), most)
+    words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
+    words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
+    tracking.say(f"measuring how fast {method} trains")
+    with tempfile.TemporaryDirectory() as folder:
+        train(Path(folder), method, words, "trial")
+        rows = Path(folder) / "runs/trial/metrics.jsonl"
+        return [
+            row["time/images_per_second"]
+            for row in read_rows(rows)
+            if "time/images_per_second" in row
+        ][-1]
+
+
+def train(out: Path, method: str, words: Sequence[str], name: str) -> None:
+    """Start a run, resume it, or do nothing where it is finished."""
+    script = SCRIPTS[method]
+    script.main(parse(script.Config, [*words, "--resume", str(out / "runs" / name)]))
+
+
+def emptied(folder: Path, proof: str) -> Path:
+    """A folder of results that a former call has made goes; `proof` is a file that only it has."""
+    if (folder / proof).is_file():
+        shutil.rmtree(folder)
+    return folder
+
+
+# ------------------------------------------------------------------------------- Reading the runs
+
+
+def read(out: Path, member: Member) -> Result:
+    """What a finished member found."""
+    run = runs.read_run(out / "runs" / member.name)
+    with np.load(run.folder / "latents.npz") as arrays:
+        labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
+        values = {
+            name: arrays[f"{name}_predictions"] == labels
+            for name in ("linear", "knn", "knn_cosine", "class_mean")
+        }
+        values["own"] = arrays["predictions"] == labels
+    first, precision = scores.retrieve(latents, torch.from_numpy(labels))
+    values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
+    return Result(member, run, {name: x.astype(float) for name, x in values.items()})
+
+
+def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray]]:
+    """The values of a score by method, an array for each seed."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        found.setdefault(result.member.method, []).append(result.values[name])
+    return found
+
+
+def table(groups: dict[str, list[Result]]) -> list[tables.Row]:
+    """A section for each number of labels: score ± half of its 95 % interval, by method.
+
+    PCA and pixels stand beside them, from the summaries of the runs. The best method is marked only
+    where its lead over the second can be told.
+    """
+    methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
+    rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
+    for labels, group in groups.items():
+        rows.append(tables.Row(named(labels)))
+        summaries = {m: [r.run.summary for r in group if r.member.method == m] for m in methods}
+        for key, text, form, name in SCORES:
+            cells, best = [], frozenset()
+            values = by_method(group, name) if name else {}
+            for method, found in summaries.items():
+                numbers = [summary[key] for summary in found if key in summary]
+                cell = form.format(np.mean(numbers)) if numbers else "–"
+                if method in values:
+                    bounds = scores.interval(values[method])
+                    cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
+                cells.append(cell)
+            if name:
+                leader = recommendation.leader(values)
+                best = frozenset([methods.index(leader)] if leader else [])
+            for prefix in ("pca", "image"):
+                key_there = f"{prefix}/{key.split('/')[1]}"
+                numbers = [
+                    s[key_there] for found in summaries.values() for s in found if key_there in s
+                ]
+                cells.append(form.format(numbers[0]) if numbers else "–")
+            if set(cells) != {"–"}:
+                rows.append(tables.Row(text, tuple(cells), best))
+        costs = [[r.run.cost() for r in group if r.member.method == m] for m in methods]
+        seconds = [
+            np.mean([c["training_seconds"] for c in cost]) if cost else None for cost in costs
+        ]
+        cells = ["–" if s is None else f"{s:,.0f}" for s in seconds]
+        rows.append(tables.Row("seconds of training", (*cells, "–", "–")))
+    return rows
+
+
+def curves(groups: dict[str, list[Result]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Accuracy of the linear probe with its interval, by method and labels per class."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for labels, group in groups.items():
+        for method, values in by_method(group, "linear").items():
+            bounds = scores.interval(values)
+            found.setdefault(method, {})[labels] = (bounds.value, bounds.low, bounds.high)
+    return found
+
+
+def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
+    """Seconds of training and kNN accuracy on validation (2,n) of each run, by method."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        rows = [row for row in result.run.rows if "time/epoch_seconds" in row]
+        seconds = [row["epoch"] * row["time/epoch_seconds"] for row in rows]
+        accuracy = [row["val/knn_accuracy"] for row in rows]
+        found.setdefault(result.member.method, []).append(np.array([seconds, accuracy]))
+    return found
+
+
+if __name__ == "__main__":
+    main(parse(Config))

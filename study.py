@@ -431,7 +431,9 @@ def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
         rows = [row for row in result.run.rows if "time/epoch_seconds" in row]
-        seconds = [row["epoch"] * row["time/epoch_seconds"] for row in rows]
+        timed = np.array([row["time/epoch_seconds"] for row in rows])
+        means = timed.cumsum() / np.arange(1, len(rows) + 1)  # of an epoch; some were not timed
+        seconds = means * [row["epoch"] for row in rows]
         accuracy = [row["val/knn_accuracy"] for row in rows]
         found.setdefault(result.member.method, []).append(np.array([seconds, accuracy]))
     return found

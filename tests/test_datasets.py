@@ -8,7 +8,6 @@ import torch
 
 from common.data import datasets
 from common.errors import UserError
-from common.run import session
 
 
 def arrays(count=100, classes=4, size=8, with_test=True, seed=0):
@@ -207,26 +206,6 @@ def test_channel_statistics_are_numpys():
     assert mean == pytest.approx(chosen.mean(axis=(0, 2, 3)))
     assert std == pytest.approx(chosen.std(axis=(0, 2, 3)))
     assert datasets.channel_statistics(np.zeros((4, 1, 2, 2), np.uint8), np.arange(4))[1] == (1.0,)
-
-
-def test_batches_are_a_pure_function_of_seed_and_epoch():
-    batches = session.epoch_batches(103, 10, seed=1, epoch=2)
-    torch.manual_seed(5)
-    assert torch.equal(batches, session.epoch_batches(103, 10, seed=1, epoch=2))
-    assert batches.shape == (10, 10)
-    assert len(set(batches.flatten().tolist())) == 100
-    for seed, epoch in ((1, 3), (2, 2)):
-        assert not torch.equal(batches, session.epoch_batches(103, 10, seed=seed, epoch=epoch))
-
-
-def test_the_processes_share_a_batch_without_gap_or_overlap():
-    batch = session.epoch_batches(100, 12, seed=0, epoch=0)[0]
-    parts = [batch[session.local_slice(100, 12, process, 3)] for process in range(3)]
-    assert torch.equal(torch.cat(parts), batch)
-    with pytest.raises(UserError, match="more than the 100 training images"):
-        session.local_slice(100, 101, 0, 1)
-    with pytest.raises(UserError, match="multiple of 3"):
-        session.local_slice(100, 10, 0, 3)
 
 
 def test_a_sample_is_stratified_and_always_the_same():

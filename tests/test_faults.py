@@ -139,7 +139,13 @@ def test_a_signal_ends_an_evaluation_at_once_and_it_is_redone(
     last = capfd.readouterr().out.splitlines()[-1]
     assert last == f"stopped; resume with --resume {tmp_path / 'run'}"
     del stop  # it holds the frame, which holds the lock
+    saved = checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")["step"]
+    steps, save = [], checkpoints.save_last
+    monkeypatch.setattr(
+        checkpoints, "save_last", lambda at, state: (steps.append(state["step"]), save(at, state))
+    )
     resume(method, tmp_path / "run")
+    assert saved not in steps  # it was there already
     assert_same_bits(folder, tmp_path / "run")
 
 

@@ -24,17 +24,15 @@ def signals(tmp_path):
 
 def test_a_signal_that_waits_is_agreed_on_and_a_second_ctrl_c_ends(signals):
     accelerator = runtime.start("no", seed=0)
-    signals.waits = True
-    assert signals.agreed(accelerator) == 0
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)  # a launcher's that dies, too
-    assert signals.agreed(accelerator) == signal.SIGTERM
-    os.kill(os.getpid(), signal.SIGINT)
-    assert signals.agreed(accelerator) == signal.SIGTERM
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop, signals.deferred():
+        assert signals.agreed(accelerator) == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher's that dies, too
+        assert signals.agreed(accelerator) == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(SystemExit) as stop:  # what came while it waited is not forgotten
-        signals.waits = False
+        assert signals.agreed(accelerator) == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)  # what came before is not forgotten at the end
     assert stop.value.code == 143
 
 
@@ -62,8 +60,8 @@ def test_a_process_that_another_one_left_alone_says_so(signals, tmp_path, capsys
     sys.excepthook(RuntimeError, lost, None)
     line = "error: process 1 stops, since another one has ended; resume with --resume"
     assert capsys.readouterr().err == f"{line} {tmp_path}\n"
-    signals.waits = True
-    os.kill(os.getpid(), signal.SIGTERM)  # it was asked to stop as well, and the first one says so
+    with pytest.raises(SystemExit), signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)  # it was asked to stop, too, and the first one says so
     sys.excepthook(RuntimeError, lost, None)
     assert capsys.readouterr().err == ""
     sys.excepthook(ValueError, ValueError("a mistake"), None)

@@ -29,13 +29,13 @@ def by_labels(
         below = [mean - low for mean, low, _ in values]
         above = [high - mean for mean, _, high in values]
         # a little apart, or the bars of equal methods hide each other
-        beside = [k + 0.04 * (n - (len(curves) - 1) / 2) for k in places]
+        beside = [k + 0.015 * len(labels) * (n - (len(curves) - 1) / 2) for k in places]
         axes.errorbar(
             beside, means, (below, above), label=name, color=plots.TEN[n % 10], marker="o",
             markersize=3, linewidth=1.2, capsize=2,
         )  # fmt: skip
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(title="linear probe on test images", xlabel="labels per class")
+    axes.set(title="accuracy of the linear probe on test images", xlabel="labels per class")
     return _finished(figure)
 
 
@@ -51,7 +51,8 @@ def by_seconds(curves: Mapping[str, Sequence[ndarray]]) -> Figure:
                 marker="o" if len(seconds) <= 20 else None, markersize=3, linewidth=1.2,
             )  # fmt: skip
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(title="5 nearest neighbors on validation images", xlabel="seconds of training")
+    title = "accuracy of 5 nearest neighbors on validation images"
+    axes.set(title=title, xlabel="seconds of training")
     return _finished(figure)
 
 

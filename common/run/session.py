@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from common.errors import UserError, out_of_memory
 from common.files import read_rows
 from common.run import checkpoints, runs, runtime, tracking
 from common.run.monitor import Monitor
+from common.run.sampling import epoch_batches, local_slice
 from common.run.signals import Signals
 
 
@@ -135,8 +135,10 @@ class Session:
         order = order[:, self.share].to(self.device)  # at once: a step does not wait for a copy
         started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
         title = f"epoch {self.epoch + 1}/{config.epochs}"
-        self._signals.waits = True
-        with tracking.progress(self.steps_per_epoch, title, self.is_main) as bar:
+        with (
+            self._signals.deferred(),
+            tracking.progress(self.steps_per_epoch, title, self.is_main) as bar,
+        ):
             bar.update(self.step - first)
             for positions in order[self.step - first :]:
                 yield self.step, positions
@@ -153,8 +155,8 @@ class Session:
                     self._stop_if_not_finite()
                     self._save()
                     self._signals.leave(number)
-        self._save()  # before the evaluation, which a signal ends at once and a resume repeats
-        self._signals.waits = False
+            if self._saved_step < self.step:  # not where a resumed run has just begun
+                self._save()  # before the evaluation, which a signal ends and a resume repeats
 
     def log_step(self, **values: Tensor) -> None:
         """Report values () of the step, `loss` among them; their means become `train/NAME`."""
@@ -244,38 +246,3 @@ class Session:
         for line in ("", *self.tracker.finish(summary)):
             self.say(line)
         return summary
-
-
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Tensor:
-    """int64 (steps, batch_size): which of `count` images each global batch of this epoch holds.
-
-    Every image comes at most once; the last short batch is dropped (another one each epoch).
-    """
-    order = torch.randperm(count, generator=generator(seed, epoch))
-    steps = count // batch_size
-    return order[: steps * batch_size].view(steps, batch_size)
-
-
-def local_slice(count: int, batch_size: int, process: int, processes: int) -> slice:
-    """The part of each global batch that belongs to one process; the parts are equal.
-
-    Raises:
-        UserError: a batch larger than the `count` training images, or not to be shared equally.
-    """
-    if batch_size > count:
-        raise UserError(
-            f"--batch_size {batch_size} is more than the {count} training images; make it smaller"
-        )
-    share = batch_size // processes
-    if batch_size % processes or share < 2:
-        raise UserError(
-            f"--batch_size {batch_size} cannot be shared equally by {processes} processes; "
-            f"take a multiple of {processes}, at least {2 * processes}"
-        )
-    return slice(process * share, (process + 1) * share)
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """A CPU generator whose stream is a pure function of the numbers, such as seed, epoch, step."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from accelerate import Accelerator
 class Signals:
     """SIGTERM and Ctrl-C end the process with status 143 or 130.
 
-    At once, unless `waits` is set: then the training loop asks `agreed` after each step. A second
-    Ctrl-C ends the process wherever it is. A second SIGTERM does not: a launcher that dies of the
-    same Ctrl-C sends one while the run is still saving.
+    At once, unless they are `deferred`: then the training loop asks `agreed` after each step. A
+    second Ctrl-C ends the process wherever it is. A second SIGTERM does not: a launcher that dies
+    of the same Ctrl-C sends one while the run is still saving.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.received = 0
         self._run_dir = run_dir
-        self._waits = False
+        self._is_deferred = False
         self._excepthook = sys.excepthook
         sys.excepthook = functools.partial(self._lost_process, sys.excepthook)
         self._previous = {
@@ -33,15 +33,13 @@ class Signals:
             for number in (signal.SIGTERM, signal.SIGINT)
         }
 
-    @property
-    def waits(self) -> bool:
-        """Whether a signal waits for the end of a step."""
-        return self._waits
-
-    @waits.setter
-    def waits(self, waits: bool) -> None:
-        self._waits = waits
-        if self.received and not waits:
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block in which a signal waits: for `agreed` to be asked, at the latest for the end."""
+        self._is_deferred = True
+        yield
+        self._is_deferred = False
+        if self.received:
             self.leave(self.received)
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -49,7 +47,7 @@ class Signals:
             signal.signal(number, self._previous[number])
         if not self.received:
             self.received = number
-            if not self._waits:
+            if not self._is_deferred:
                 self.leave(number)
 
     def agreed(self, accelerator: Accelerator) -> int:

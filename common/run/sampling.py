@@ -1,0 +1,42 @@
+"""Which images a step takes and what it draws: pure functions of seed, epoch, step and process."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """int64 (steps, batch_size): which of `count` images each global batch of this epoch holds.
+
+    Every image comes at most once; the last short batch is dropped (another one each epoch).
+    """
+    order = torch.randperm(count, generator=generator(seed, epoch))
+    steps = count // batch_size
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def local_slice(count: int, batch_size: int, process: int, processes: int) -> slice:
+    """The part of each global batch that belongs to one process; the parts are equal.
+
+    Raises:
+        UserError: a batch larger than the `count` training images, or not to be shared equally.
+    """
+    if batch_size > count:
+        raise UserError(
+            f"--batch_size {batch_size} is more than the {count} training images; make it smaller"
+        )
+    share = batch_size // processes
+    if batch_size % processes or share < 2:
+        raise UserError(
+            f"--batch_size {batch_size} cannot be shared equally by {processes} processes; "
+            f"take a multiple of {processes}, at least {2 * processes}"
+        )
+    return slice(process * share, (process + 1) * share)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream is a pure function of the numbers, such as seed, epoch, step."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

@@ -22,7 +22,6 @@ import importlib.util
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,10 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from common import models
+from common import models, onnx_export
 from common.config import PositiveInt, parse
 from common.data import datasets, decoding
+from common.display import tables
 from common.errors import UserError, out_of_memory
 from common.files import atomic_write, read_json
 from common.run import runs, runtime, tracking
@@ -43,8 +43,6 @@ from common.run import runs, runtime, tracking
 # torchvision's images are 32×32 in training, these 28×28 with a border of background
 BORDERED = ("mnist", "fashion_mnist")
 TORCHVISION_SIZE, BORDER = 32, 2
-TOLERANCE = 1e-4  # between onnxruntime and PyTorch
-LONGEST_TABLE = 20  # classes
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def main(config: Config) -> dict[str, float]:
     out = choose_out(config.out, config.export)
     network, description = load_run(Path(config.run))
     if config.export:
-        return export_onnx(network, description, config.onnx_input, out)
+        return export(network, description, config.onnx_input, out)
     device = torch.device("cuda" if runtime.uses_cuda() else "cpu")
     network.to(device)
 
@@ -120,7 +118,7 @@ def main(config: Config) -> dict[str, float]:
         else:
             write_parquet(file, columns, {"run": config.run, "class_names": class_names.tolist()})
     skipped = len(files) - len(paths)
-    tracking.say(class_table(predictions, confidences, class_names))
+    tracking.say(tables.class_counts(predictions, confidences, class_names))
     if skipped:
         tracking.say(f"skipped {skipped} of {len(files)} files: no readable images")
     tracking.say(f"{out}: {len(paths):,} images, {rate:,.0f} images/s on the {device.type}")
@@ -267,78 +265,19 @@ def write_parquet(file: IO, columns: dict[str, np.ndarray], facts: dict[str, Any
     pyarrow.parquet.write_table(table, file)
 
 
-def class_table(predictions: np.ndarray, confidences: np.ndarray, class_names: np.ndarray) -> str:
-    """Number of images per predicted class, most frequent first, as text."""
-    counts = np.bincount(predictions, minlength=len(class_names))
-    sums = np.bincount(predictions, confidences, minlength=len(class_names))
-    order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
-    width = max(20, *(len(class_names[label]) for label in order[:LONGEST_TABLE]))
-    lines = [f"{'predicted class':{width}}{'images':>10}{'share':>10}{'confidence':>12}"]
-    for label in order[:LONGEST_TABLE]:
-        count = counts[label]
-        shares = f"{count:>10,}{count / len(predictions):>10.1%}{sums[label] / count:>12.1%}"
-        lines.append(f"{class_names[label]:{width}}{shares}")
-    if rest := order[LONGEST_TABLE:]:
-        lines.append(f"{f'{len(rest)} other classes':{width}}{counts[rest].sum():>10,}")
-    return "\n".join(lines)
-
-
-def export_onnx(
+def export(
     network: Network, description: dict[str, Any], input_type: str, out: Path
 ) -> dict[str, float]:
-    """Export the network to ONNX: images (B,C,S,S) to latents (B,D) and logits (B,K), any B.
-
-    `UserError`, and no file, if onnxruntime's outputs for 1 and for 7 random images differ from
-    PyTorch's by more than 1e-4 (relative to the largest value if that exceeds 1).
-    """
-    import onnx
-    import onnxruntime
-
+    """Write the network as ONNX, and say what its input and outputs are."""
     shape = (description["channels"], description["image_size"], description["image_size"])
-
-    def random_images(count: int) -> Tensor:
-        images = torch.randint(
-            0, 256, (count, *shape), generator=torch.Generator().manual_seed(count)
-        )
-        return images.byte() if input_type == "uint8" else images / 255
-
-    with warnings.catch_warnings(action="ignore"):  # of the exporter about itself
-        program = torch.onnx.export(
-            network,
-            (random_images(2),),  # a batch size of 1 would become a constant
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["latents", "logits"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        )
-    model = program.model_proto
-    for node in model.graph.node:  # source locations, with the paths of this machine
-        node.ClearField("metadata_props")
-    onnx.helper.set_model_props(model, {"class_names": json.dumps(description["class_names"])})
-    content = model.SerializeToString()
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    difference = 0.0
-    for count in (1, 7):
-        images = random_images(count)
-        found = session.run(["latents", "logits"], {"images": images.numpy()})
-        with torch.inference_mode():
-            expected = network(images)
-        for ours, theirs in zip(expected, found, strict=True):
-            distance = (ours - torch.from_numpy(theirs)).abs().max() / ours.abs().max().clamp(min=1)
-            difference = max(difference, distance.item())
-    if not difference <= TOLERANCE:  # in this form NaN is caught too
-        raise UserError(
-            f"the exported network differs from PyTorch's by {difference:.1e} (at most "
-            f"{TOLERANCE:.0e} is fine), so {out} is not kept; try other versions of onnxruntime"
-        )
+    content, sizes, difference = onnx_export.export(
+        network, shape, input_type, description["class_names"]
+    )
     with written(out) as file:
         file.write(content)
-    sizes = ",".join(map(str, shape))
     tracking.say(
-        f"{out}: images {input_type} (B,{sizes}) to latents (B,{expected[0].shape[1]}) and logits "
-        f"(B,{expected[1].shape[1]}); differs from PyTorch by {difference:.1e} at most"
+        f"{out}: images {input_type} (B,{','.join(map(str, shape))}) to latents (B,{sizes[0]}) and "
+        f"logits (B,{sizes[1]}); differs from PyTorch by {difference:.1e} at most"
     )
     return {"difference": difference}
 

@@ -15,9 +15,10 @@ import embed
 import train_ae
 import train_joint
 import train_supcon
-from common import models
+from common import models, onnx_export
 from common.config import parse
 from common.data import datasets
+from common.display import tables
 from common.errors import UserError
 from common.evaluation import pictures, report
 
@@ -153,7 +154,7 @@ def test_a_resnet_on_colors_is_exported_too(tmp_path):
 
 def test_an_exported_network_that_differs_is_not_kept(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
-    monkeypatch.setattr(embed, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match=r"differs from PyTorch's by .* is not kept"):
         run_embed(tmp_path / "run", "--export=onnx", "--out", tmp_path / "encoder.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -306,7 +307,7 @@ def test_batches_are_of_the_size_that_was_asked_for():
 def test_many_classes_make_a_short_table():
     names = np.array([f"class {n}" for n in range(50)])
     predictions = np.repeat(np.arange(50), np.arange(50))  # the first one is never seen
-    lines = embed.class_table(predictions, np.full(len(predictions), 0.5), names).splitlines()
+    lines = tables.class_counts(predictions, np.full(len(predictions), 0.5), names).splitlines()
     assert len(lines) == 22
     assert lines[1].split() == ["class", "49", "49", "4.0%", "50.0%"]
     assert lines[-1].split() == ["29", "other", "classes", str(sum(range(30)))]

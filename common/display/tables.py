@@ -10,11 +10,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 PREDICTIONS = 200  # images in the table of predictions
 EMBEDDINGS = 1000  # images in the table of embeddings, fewer if it would be too large
+LONGEST_TABLE = 20  # classes whose number of images is told
 LARGEST_EMBEDDINGS = 2**18  # numbers in that table
 
 FINAL = (
@@ -251,3 +253,19 @@ def _first_cells(split, chosen: Tensor, predicted: Tensor, class_names: Sequence
     images, labels = split.images(chosen).cpu().numpy(), split.labels[chosen].tolist()
     triples = zip(images, labels, predicted[chosen].tolist(), strict=True)
     return [[image, class_names[label], class_names[guess]] for image, label, guess in triples]
+
+
+def class_counts(predictions: np.ndarray, confidences: np.ndarray, class_names: np.ndarray) -> str:
+    """Number of images per predicted class, most frequent first, as text."""
+    counts = np.bincount(predictions, minlength=len(class_names))
+    sums = np.bincount(predictions, confidences, minlength=len(class_names))
+    order = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
+    width = max(20, *(len(class_names[label]) for label in order[:LONGEST_TABLE]))
+    lines = [f"{'predicted class':{width}}{'images':>10}{'share':>10}{'confidence':>12}"]
+    for label in order[:LONGEST_TABLE]:
+        count = counts[label]
+        shares = f"{count:>10,}{count / len(predictions):>10.1%}{sums[label] / count:>12.1%}"
+        lines.append(f"{class_names[label]:{width}}{shares}")
+    if rest := order[LONGEST_TABLE:]:
+        lines.append(f"{f'{len(rest)} other classes':{width}}{counts[rest].sum():>10,}")
+    return "\n".join(lines)

@@ -259,6 +259,21 @@ def test_the_parts_of_the_joint_loss_are_as_large_as_the_theory_says(straight):
     assert 0.01 < ratio < 0.04  # 2 % at uniform output and 10 classes
 
 
+def test_epochs_of_a_step_share_their_checkpoints(tmp_path, monkeypatch):
+    saved, save_last = [], checkpoints.save_last
+
+    def save(folder, state):
+        saved.append(state["step"])
+        save_last(folder, state)
+
+    monkeypatch.setattr(checkpoints, "save_last", save)
+    words = ["--limit_train=32", "--epochs=45", "--evaluate_every=30", "--test=False"]
+    run("joint", tmp_path / "run", *words, "--log_every=1000")
+    assert saved == [0, 20, 30, 45]  # after 20 steps, and where it is evaluated
+    rows = [row["step"] for row in rows_of(tmp_path / "run") if "train/loss" in row]
+    assert rows == [20, 30, 45]
+
+
 def test_with_few_labels_only_autoencoder_and_simclr_learn_from_the_others(straight, tmp_path):
     method, _, _ = straight
     words = ["--labels_per_class=2", "--epochs=1", "--batch_size=16", "--test=False"]

@@ -5,6 +5,7 @@ calls a model, a loss, backward or an optimizer step.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from common.run import checkpoints, runs, runtime, tracking
 from common.run.monitor import Monitor
 from common.run.sampling import epoch_batches, local_slice
 from common.run.signals import Signals
+
+SHORT_EPOCH = 20  # steps; shorter epochs that are not evaluated share a checkpoint
 
 
 class Session:
@@ -144,7 +147,8 @@ class Session:
                 yield self.step, positions
                 self.step += 1
                 bar.update()
-                if self.step % config.log_every == 0 or self.step == first + self.steps_per_epoch:
+                is_end = self.step == first + self.steps_per_epoch and not self._passes_quickly
+                if self.step % config.log_every == 0 or is_end:
                     self._stop_if_not_finite()
                     row = self._monitor.means() | self.constants
                     row["train/learning_rate"] = optimizer.param_groups[0]["lr"]
@@ -155,7 +159,8 @@ class Session:
                     self._stop_if_not_finite()
                     self._save()
                     self._signals.leave(number)
-            if self._saved_step < self.step:  # not where a resumed run has just begun
+            # not where a resumed run has just begun
+            if self._saved_step < self.step and not self._passes_quickly:
                 self._save()  # before the evaluation, which a signal ends and a resume repeats
 
     def log_step(self, **values: Tensor) -> None:
@@ -164,13 +169,23 @@ class Session:
 
     @property
     def loss(self) -> float:
-        """The mean training loss of the last row."""
-        return self._monitor.last["train/loss"]
+        """The mean training loss of the last row, NaN before the first."""
+        return self._monitor.last.get("train/loss", math.nan)
 
     def evaluates(self) -> bool:
         """Whether this process evaluates after this epoch."""
+        return self.is_main and self._is_evaluated
+
+    @property
+    def _is_evaluated(self) -> bool:
         done, every = self.epoch + 1, self.config.evaluate_every
-        return self.is_main and (done % every == 0 or done == self.config.epochs)
+        return done % every == 0 or done == self.config.epochs
+
+    @property
+    def _passes_quickly(self) -> bool:
+        """Whether this epoch is too short for a row and a checkpoint of its own."""
+        is_due = self.step - self._saved_step >= SHORT_EPOCH
+        return not (is_due or self._is_evaluated)
 
     def log_epoch(
         self, row: Mapping[str, float], *, minimize: str = "", maximize: str = ""

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from common.evaluation import recommendation
+from common.evaluation.recommendation import Need
+
+
+def right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
+    """1 for that share of the images, the same ones for any larger share."""
+    order = np.random.RandomState(seed).permutation(count)
+    values = np.zeros(count)
+    values[order[: round(share * count)]] = 1
+    return values
+
+
+def test_a_lead_beyond_its_uncertainty_is_recommended():
+    need = Need("accuracy", {"ae": [right(0.7)], "joint": [right(0.9)], "supcon": [right(0.8)]})
+    assert (
+        recommendation.recommend(need) == "accuracy: joint (90.0%), 10.0 ± 1.9 points above supcon"
+    )
+    assert recommendation.leader(need.values) == "joint"
+
+
+def test_what_cannot_be_told_is_said_with_all_who_may_be_best():
+    values = {"ae": [right(0.7)], "joint": [right(0.9)], "supcon": [right(0.899, seed=1)]}
+    text = recommendation.recommend(Need("accuracy", values))
+    assert text.startswith("accuracy: cannot be told between joint (90.0%) and supcon (89.9%); ")
+    assert "joint is 0.1 ± " in text
+    assert recommendation.leader(values) is None
+    values["simclr"] = [right(0.897, seed=2)]
+    text = recommendation.recommend(Need("accuracy", values))
+    assert "between joint (90.0%), supcon (89.9%) and simclr (89.7%);" in text
+
+
+def test_runs_that_differ_much_decide_nothing():
+    one, other = [right(0.9), right(0.6)], [right(0.7), right(0.65)]
+    values = {"joint": one, "supcon": other}
+    assert "cannot be told" in recommendation.recommend(Need("accuracy", values))
+    alone = {"joint": one[:1], "supcon": other[:1]}
+    assert "cannot" not in recommendation.recommend(Need("accuracy", alone))
+
+
+def test_a_single_method_is_no_choice():
+    text = recommendation.recommend(Need("accuracy", {"joint": [right(0.9)]}))
+    assert text == "accuracy: joint (90.0%), the only method"
+    assert recommendation.leader({"joint": [right(0.9)]}) is None
+
+
+def test_the_cheapest_is_within_a_point_of_the_best():
+    need = Need("", {"joint": [right(0.9)], "supcon": [right(0.895)], "ae": [right(0.8)]})
+    seconds = {"joint": 100.0, "supcon": 1500.0, "ae": 10.0}
+    text = recommendation.cheapest(need, seconds)
+    assert text.endswith("joint (90.0%), 100 s of training")
+    text = recommendation.cheapest(need, seconds | {"supcon": 50.0})
+    assert "supcon (89.5%), 50 s" in text
+    assert "no method" in recommendation.cheapest(need, {"ae": 1.0})
+
+
+@pytest.mark.parametrize("pca", [None, 0.01])
+def test_only_a_decoder_reconstructs(pca):
+    text = recommendation.reconstruction({"ae": 0.009}, pca)
+    assert text.startswith("reconstruction and generation: ae, the only method with a decoder")
+    assert ("0.90 times that of PCA" in text) == (pca is not None)
+    assert "none of these methods" in recommendation.reconstruction({}, pca)

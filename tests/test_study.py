@@ -1,0 +1,146 @@
+import json
+import shlex
+
+import pytest
+from PIL import Image
+from tiny import rows_of
+
+import compare
+import study
+from common.config import parse
+from common.errors import UserError
+
+TINY = (
+    *("--encoder=cnn", "--width=4", "--image_size=16", "--limit_train=96", "--batch_size=32"),
+    *("--seeds=1", "--tracking=disabled", "--labels_per_class", "2", "all"),
+)
+
+
+@pytest.fixture
+def no_comparison(monkeypatch):
+    """A list of what compare.py was asked to compare, in place of the comparison."""
+    asked = []
+    monkeypatch.setattr(compare, "main", asked.append)
+    return asked
+
+
+def run(out, *words: str) -> dict:
+    return study.main(parse(study.Config, [*TINY, *words, f"--out={out}"]))
+
+
+def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
+    found = run(tmp_path / "study", "--epochs=1")
+    names = [
+        f"{method}-{labels}-seed0"
+        for labels in ("2", "all")
+        for method in ("ae", "joint", "supcon", "simclr")
+    ]
+    assert sorted(p.name for p in (tmp_path / "study/runs").iterdir()) == sorted(names)
+    for name in names:
+        config = json.loads((tmp_path / "study/runs" / name / "config.json").read_text())
+        settings, facts = config["settings"], config["facts"]
+        assert facts["train_images"] == (20 if "-2-" in name else 96)
+        for key, value in {"encoder": "cnn", "width": 4, "augment": "contrastive"}.items():
+            assert settings[key] == value
+        assert settings["group"] == "study study"
+        assert settings.get("supervised", True) == ("simclr" not in name)
+        learns_from_all = name.startswith(("ae", "simclr")) or "-all-" in name
+        assert settings["batch_size"] == (32 if learns_from_all else 20)
+    (asked,) = no_comparison
+    folders = [str(tmp_path / "study/runs" / name) for name in names if "-all-" in name]
+    assert list(asked.runs) == folders
+
+    lines = found["recommendation"]
+    titles = [line.split(":")[0] for line in lines]
+    assert titles[:3] == [
+        "highest accuracy with all labels",
+        "highest accuracy with 2 labels per class",
+        "retrieval of similar images",
+    ]
+    report = tmp_path / "study/report"
+    text = (report / "study.md").read_text()
+    assert all(f"- {line}\n" in text for line in lines)
+    assert "| linear probe |" in text and "**2 labels per class**" in text
+    assert text.count("| seconds of training |") == 2
+    for name in ("accuracy_by_labels", "accuracy_by_seconds"):
+        assert (report / "figures" / f"{name}.png").stat().st_size > 5000
+    shown = capsys.readouterr().out
+    assert all(f"- {line}" in shown for line in lines)
+
+    # again: nothing is trained anew, the same is found
+    before = {name: rows_of(tmp_path / "study/runs" / name) for name in names}
+    assert run(tmp_path / "study", "--epochs=1") == found
+    assert {name: rows_of(tmp_path / "study/runs" / name) for name in names} == before
+    with pytest.raises(UserError, match=r"holds a study with --epochs 1; take these, or another"):
+        run(tmp_path / "study", "--epochs=2")
+
+
+def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_comparison, monkeypatch):
+    speeds = {"joint": 96.0, "ae": 48.0}  # images per second
+    monkeypatch.setattr(study, "trial", lambda config, method: speeds[method])
+    words = ("--methods", "ae", "joint", "--minutes", str(10 / 60))
+    run(tmp_path / "study", *words)  # 2.5 s for each of four runs
+    stored = json.loads((tmp_path / "study/study.json").read_text())
+    epochs = {
+        name: int(shlex.split(command)[shlex.split(command).index("--epochs") + 1])
+        for name, command in stored["commands"].items()
+    }
+    assert epochs == {
+        "ae-2-seed0": 1,  # 96 images in 2 s
+        "joint-2-seed0": 12,  # 20 images, 4.8 of these runs in a second
+        "ae-all-seed0": 1,
+        "joint-all-seed0": 2,
+    }
+    assert stored["commands"]["ae-2-seed0"].startswith("python train_ae.py --dataset digits ")
+    with pytest.raises(
+        UserError, match=r"one epoch of ae-2-seed0 takes 2\.0 s; take at least 0\.1"
+    ):
+        run(tmp_path / "short", "--methods", "ae", "joint", "--minutes", str(4 / 60))
+    assert not (tmp_path / "short").exists()
+
+
+def test_a_trial_measures_the_speed_of_training():
+    speed = study.trial(parse(study.Config, [*TINY, "--epochs=1"]), "joint")
+    assert 10 < speed < 1e6
+
+
+def test_a_run_that_fails_is_named_and_the_others_compared(tmp_path, no_comparison, monkeypatch):
+    main = study.train_joint.main
+
+    def failing(config):
+        if config.labels_per_class:
+            raise UserError("the disk is on fire")
+        return main(config)
+
+    monkeypatch.setattr(study.train_joint, "main", failing)
+    found = run(tmp_path / "study", "--epochs=1", "--methods", "joint", "supcon")
+    assert found["failed"] == {"joint-2-seed0": "the disk is on fire"}
+    assert "failed, left out: joint-2-seed0 (the disk is on fire)" in found["recommendation"]
+    monkeypatch.setattr(study.train_joint, "main", main)  # the same command trains what is missing
+    assert run(tmp_path / "study", "--epochs=1", "--methods", "joint", "supcon")["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "say how long to train"),
+        (("--minutes=1", "--epochs=1"), "say how long to train"),
+        (("--epochs=1", "--labels_per_class", "ten"), "--labels_per_class ten: give numbers"),
+        (("--epochs=1", "--labels_per_class", "0"), "--labels_per_class 0: give numbers"),
+        (("--epochs=1", "--labels_per_class", "99"), "--labels_per_class 99: class"),
+        (("--epochs=1", "--methods"), "--methods and --labels_per_class need"),
+    ],
+)
+def test_what_makes_no_study_is_one_line_and_leaves_nothing(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "study", *words)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    with pytest.raises(UserError, match="exists and holds no study"):
+        run(folder, "--epochs=1")
+    assert [path.name for path in folder.iterdir()] == ["a.png"]

@@ -290,7 +290,7 @@ def test_classes_and_confusions_of_a_hand_made_case():
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
     guesses = ([0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 1, 1, 0, 2])
     spaces = [
-        comparison.Space("x", {}, torch.tensor(guess), torch.zeros(1), np.zeros((1, 2)))
+        comparison.Space("x", {}, torch.tensor(guess), *torch.zeros(2, 1), np.zeros((1, 2)))
         for guess in guesses
     ]
     found = comparison.class_accuracies(spaces, labels, 4)

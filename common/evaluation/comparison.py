@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.evaluation import geometry, neighbors, probes, report
 
 NEIGHBORS = (1, 5, 20, 100)  # 5 is knn_accuracy, as the training scripts report it
+MAP_NEIGHBORS = 20  # of each image of a map, among the images of the map
 LABELS_PER_CLASS = (10, 50, 100, 1000)
 
 
@@ -26,7 +27,7 @@ class Space:
 
     Attributes:
         predictions: int64 (N,) of all test images, by the run's own classifier or, where there is
-            none, by the linear probe.
+            none, by the linear probe. confidences: float (N,), the probability of the prediction.
         map_latents: float (M,D), of the images in the maps. points: (M,2), their t-SNE.
         std: standard deviation of labels_10 and so on over the draws.
     """
@@ -34,6 +35,7 @@ class Space:
     name: str
     metrics: dict[str, float]
     predictions: Tensor
+    confidences: Tensor
     map_latents: Tensor
     points: np.ndarray
     std: Mapping[str, float] = field(default_factory=dict)
@@ -100,7 +102,23 @@ def measure(
     trust = geometry.trustworthiness(map_latents.cpu(), torch.from_numpy(points))
     metrics |= {"trustworthiness": trust, "dimensions": map_latents.shape[1]}
     own = predictions.get("accuracy", predictions["linear_accuracy"])
-    return Space(name, metrics, own, map_latents, points, std), probe
+    confidences = probes.probabilities(classifier or probe, latents.test).amax(1)
+    return Space(name, metrics, own, confidences, map_latents, points, std), probe
+
+
+def nearest(latents: Tensor, k: int) -> Tensor:
+    """The k nearest neighbors of each latent among the others, in Euclidean distance.
+
+    Args:
+        latents: float (M,D), as `Space.map_latents`.
+
+    Returns:
+        int64 (M,k), the nearest first; (M,M-1) if there are no k others.
+    """
+    centered = latents - latents.mean(0)  # smaller rounding errors
+    distances = torch.cdist(centered, centered)  # (M,M)
+    distances.fill_diagonal_(torch.inf)
+    return neighbors.smallest(distances, min(k, len(latents) - 1))
 
 
 def robustness(

@@ -8,8 +8,8 @@ one column: mean ± standard deviation.
 What to expect on a CPU: digits in about a minute; with 10,000 test images, and probes that learn
 from 5,000, each space takes 20 to 25 s of one core, about half of them for t-SNE. Wide ResNets need
 a GPU. OUT holds the table (table.md, table.csv), all numbers (comparison.json), sheet.png with its
-parts in figures/, and index.html, which opens from disk: an image that the mouse hovers over in one
-map is highlighted in all of them.
+parts in figures/, and index.html, which opens from disk: images selected in one map are lit in all
+of them, and a click on one shows its nearest neighbors in every space.
 
     python compare.py runs/ae-mnist runs/joint-mnist runs/supcon-mnist --out comparison
 """
@@ -198,8 +198,10 @@ def main(config: Config) -> dict:
         )
         note = f"kNN {knn:.1%}   silhouette {silhouette:.2f}   trust {trust:.2f}"
         title = name if count == 1 else f"{name} (the first of {count} seeds)"
+        nearest = comparison.nearest(first.map_latents, comparison.MAP_NEIGHBORS).cpu().numpy()
         predictions = first.predictions[map_indices].cpu().numpy()
-        maps.append(page.Map(title, note, first.points, predictions))
+        confidences = first.confidences[map_indices].cpu().numpy()
+        maps.append(page.Map(title, note, first.points, nearest, predictions, confidences))
     kinds = {"labels": ("linear, from few labels", "labels per class")}
     kinds |= {kind: (f"with {kind}", unit) for kind, (unit, _) in corruptions.CORRUPTIONS.items()}
     lines = {
@@ -230,6 +232,7 @@ def main(config: Config) -> dict:
         image.getvalue(),
         maps,
         mapped.images(slice(None)).cpu().numpy(),
+        map_indices.cpu().numpy(),
         shown,
         names,
         sheet.class_colors(len(names)),

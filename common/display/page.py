@@ -1,9 +1,8 @@
 """The HTML page of a comparison: table, sheet and interactive maps in a single file.
 
-Bokeh draws the maps: its 1 MB of script is inlined, so that the page opens from disk without a
-network, and it draws thousands of points on a canvas without a delay. (Plotly's script is four
-times as large, Altair loads its own from a CDN.) Checkboxes and the card of the hovered image are
-plain HTML: Bokeh's widgets need another script and cannot show the color of a class.
+page.html is its template and style. scatter.js draws one map on a canvas and knows the mouse and
+the keys; page.js links the maps: selection, neighbors, colors, lists of pictures. All of it is
+inlined, so that the page opens from disk without a network.
 """
 
 import base64
@@ -21,23 +20,28 @@ from PIL import Image
 
 from common.display.tables import Row
 
-TEMPLATE = Path(__file__).with_name("page.html")
-MAP = 372  # pixels, side of a map; three fit side by side
+HERE = Path(__file__).parent
+STEPS = 65535  # of coordinates and confidences in the page
 THUMB = 48  # pixels, the largest side of an image in the page
-CARD = 112  # pixels, side of the image in the hover card
 
 
 @dataclass(frozen=True)
 class Map:
-    """One latent space: `points` float (N,2) and the `predictions` of its classifier.
+    """One latent space, of N images.
 
-    `predictions` int (N,), or None if there is no classifier.
+    Attributes:
+        points: float (N,2), where the images are drawn.
+        neighbors: int (N,k), the nearest of the N images in the space itself, the nearest first.
+        predictions: int (N,) of the space's classifier; None if there is no classifier.
+        confidences: float (N,) in [0,1], the probability of each prediction.
     """
 
     title: str
     note: str
     points: ndarray
+    neighbors: ndarray
     predictions: ndarray | None = None
+    confidences: ndarray | None = None
 
 
 def build(
@@ -48,46 +52,35 @@ def build(
     sheet: bytes,
     maps: Sequence[Map],
     images: ndarray,
+    indices: ndarray,
     labels: ndarray,
     class_names: Sequence[str],
     colors: Sequence[str],
+    recommendation: Sequence[str] = (),
 ) -> str:
     """The page as self-contained HTML.
 
     Args:
         facts: lines under the title. warnings: highlighted lines.
         table: its first row is the header; a row without cells is the title of a section.
-        sheet: a PNG. images: uint8 (N,C,S,S), C 1 or 3. labels: int (N,), into class_names.
-        colors: #rrggbb of each class.
+        sheet: a PNG. images: uint8 (N,C,S,S), C 1 or 3. indices: int (N,), by which the page calls
+            the images. labels: int (N,), into class_names. colors: #rrggbb of each class.
+        recommendation: lines that are highlighted under the title.
     """
-    from bokeh.embed import components
-    from bokeh.resources import Resources
-
-    script, divisions = components(_figures(maps, labels, colors), wrap_script=False)
     page_data = {
         "names": list(class_names),
         "colors": list(colors),
+        "indices": indices.tolist(),
         "labels": labels.tolist(),
-        "maps": [
-            {
-                "title": m.title,
-                "predictions": None if m.predictions is None else m.predictions.tolist(),
-            }
-            for m in maps
-        ],
+        "maps": [_map_data(m) for m in maps],
         "columns": math.ceil(math.sqrt(len(images))),
-        "card": CARD,
     }
-    panels = "".join(
+    figures = "".join(
         f'<figure class="map"><figcaption><b>{html.escape(m.title)}</b>'
-        f"<span>{html.escape(m.note)}</span></figcaption>{division}</figure>"
-        for m, division in zip(maps, divisions, strict=True)
+        f"<span>{html.escape(m.note)}</span></figcaption></figure>"
+        for m in maps
     )
-    chips = "".join(
-        f'<label class="chip"><input type="checkbox" checked data-class="{n}">'
-        f'<i style="background:{color}"></i>{html.escape(name)}</label>'
-        for n, (name, color) in enumerate(zip(class_names, colors, strict=True))
-    )
+    advice = "".join(f"<li>{html.escape(line)}</li>" for line in recommendation)
     parts = {
         "TITLE": html.escape(title),
         "FACTS": "".join(f"<li>{html.escape(fact)}</li>" for fact in facts),
@@ -95,63 +88,35 @@ def build(
         "TABLE": _table(table),
         "SHEET": base64.b64encode(sheet).decode(),
         "COUNT": f"{len(images):,}",
-        "CHIPS": chips,
-        "MAPS": panels,
+        "RECOMMENDATION": f'<ul class="recommendation">{advice}</ul>' if advice else "",
+        "MAPS": figures,
         "ATLAS": _atlas(images),
-        "CARD": str(CARD),
-        "BOKEH": Resources(mode="inline", components=["bokeh"]).render_js(),
-        # "</" would end the script
-        "DATA": json.dumps(page_data).replace("</", "<\\/"),
-        "SCRIPT": script.replace("</", "<\\/"),
+        "COLUMNS": str(page_data["columns"]),
+        # "</script" or "<!--" in a name would end the script
+        "DATA": json.dumps(page_data).replace("<", "\\u003c"),
+        "SCRIPTS": "".join((HERE / name).read_text("utf-8") for name in ("scatter.js", "page.js")),
     }
-    pieces = TEMPLATE.read_text(encoding="utf-8").split("@@")  # text and @@NAME@@ in turn
+    # text and @@NAME@@ in turn
+    pieces = (HERE / "page.html").read_text("utf-8").split("@@")
     return "".join(parts[piece] if n % 2 else piece for n, piece in enumerate(pieces))
 
 
-def _figures(maps: Sequence[Map], labels: ndarray, colors: Sequence[str]) -> tuple:
-    """A Bokeh figure per map, all with the same points, filter and highlighted point."""
-    from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, CustomJS, HoverTool
-    from bokeh.plotting import figure
+def _map_data(m: Map) -> dict:
+    """What the script needs of a map; numbers as by `_packed`."""
+    low, high = np.min(m.points, axis=0), np.max(m.points, axis=0)
+    side = 1.08 * max(float((high - low).max()), 1e-6)  # the same for x and y: aspect ratio 1
+    places = (m.points - (low + high) / 2) / side + 0.5  # (N,2) in [0,1]
+    columns = {"x": places[:, 0] * STEPS, "y": places[:, 1] * STEPS, "neighbors": m.neighbors}
+    if m.predictions is not None:
+        columns["predictions"] = m.predictions
+    if m.confidences is not None:
+        columns["confidences"] = m.confidences * STEPS
+    return {"title": m.title, **{name: _packed(numbers) for name, numbers in columns.items()}}
 
-    columns = {"color": [colors[label] for label in labels]}
-    for n, m in enumerate(maps):
-        points = np.asarray(m.points, np.float32)
-        wrong = np.zeros(len(labels), bool) if m.predictions is None else m.predictions != labels
-        columns |= {f"x{n}": points[:, 0], f"y{n}": points[:, 1]}
-        columns[f"ring{n}"] = ["#111111" if w else "rgba(0,0,0,0)" for w in wrong]
-        columns[f"size{n}"] = np.where(wrong, 8, 6).astype(np.float32)
-    points = ColumnDataSource(columns, name="points")
-    shown = BooleanFilter(booleans=[True] * len(labels), name="shown")
-    hovered = ColumnDataSource(
-        {name: [] for name in columns if name[0] in "xy"} | {"color": []}, name="hovered"
-    )
-    figures = []
-    for n, m in enumerate(maps):
-        # fixed ranges, so that filters do not zoom, and equal ones for an aspect ratio of 1
-        low, high = np.min(m.points, axis=0), np.max(m.points, axis=0)
-        half = 0.54 * max(float((high - low).max()), 1e-6)
-        x, y = ((float(c) - half, float(c) + half) for c in (low + high) / 2)
-        plot = figure(
-            frame_width=MAP, frame_height=MAP, x_range=x, y_range=y, name=f"map{n}",
-            tools="pan,wheel_zoom,box_zoom,reset", toolbar_location="above",
-        )  # fmt: skip
-        place = {"x": f"x{n}", "y": f"y{n}"}
-        dots = plot.scatter(
-            **place, size=f"size{n}", source=points, view=CDSView(filter=shown), fill_color="color",
-            line_color=f"ring{n}", line_width=1.3, fill_alpha=0.75,
-        )  # fmt: skip
-        dots.nonselection_glyph = None
-        for size, color, width in ((22, "#ffffff", 6), (22, "#111111", 2.5)):
-            halo = {"size": size, "fill_color": None, "line_color": color, "line_width": width}
-            plot.scatter(**place, source=hovered, **halo)
-        plot.scatter(**place, source=hovered, size=10, fill_color="color", line_color="#ffffff")
-        on_hover = CustomJS(code="window.onHover(cb_data)")
-        plot.add_tools(HoverTool(renderers=[dots], tooltips=None, callback=on_hover, name="hover"))
-        plot.toolbar.logo, plot.toolbar.autohide = None, True
-        plot.axis.visible = plot.grid.visible = False
-        plot.outline_line_color, plot.min_border = "#dddddd", 4
-        figures.append(plot)
-    return tuple(figures)
+
+def _packed(numbers: ndarray) -> str:
+    """Numbers from 0 to STEPS, rounded: 16 bits each, little-endian, as base64."""
+    return base64.b64encode(np.rint(numbers).astype("<u2").tobytes()).decode()
 
 
 def _table(rows: Sequence[Row]) -> str:

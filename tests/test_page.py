@@ -315,6 +315,8 @@ def test_zoom_to_the_selection_in_every_map_and_back(opened):
         return arguments[0].every((n) => plots.every((plot) => isSeen(plot, n)));
     """
     assert opened.execute_script(inside, chosen)
+    # what is drawn now are the images themselves, each of its gray
+    assert same(colors(opened, 1)[:2], ["#000000", "#080808"])
     assert not opened.execute_script(inside, list(range(COUNT)))
     by_id(opened, "reset").click()
     assert opened.execute_script(views) == whole

@@ -95,7 +95,7 @@ const plots = [...document.querySelectorAll("figure.map")].map((figure, m) => {
   const {title, x, y} = spaces[m];
   const show = (n) => hover(n, n === null ? null : figure.querySelector(".marks"), plots[m]);
   return new ScatterPlot(figure.appendChild(make("div", {className: "plot"})), title, x, y,
-    {hover: show, click: open, select});
+    {hover: show, click: open, select, picture: drawPart});
 });
 function update() {
   const shown = everything.map(isShown), lit = everything.map(() => state.selected === null);
@@ -108,8 +108,7 @@ function update() {
   const left = shown.filter(Boolean).length, chosen = selection();
   find("count").textContent = `${count(left)} of ${count(labels.length)} images`
     + (state.selected ? `, ${count(chosen.length)} selected` : "");
-  for (const id of ["end", "fit", "save"]) find(id).disabled = !chosen.length && id !== "end";
-  find("end").disabled = !state.selected && state.open === null;
+  for (const id of ["fit", "save"]) find(id).disabled = !chosen.length;
   showSelection(chosen);
   mark();
 }
@@ -144,7 +143,14 @@ function hover(n, element, plot) {
   card.style.left = Math.max(4, right ? left + gap : left - gap - box.width) + "px";
   card.style.top = Math.max(4, Math.min(top + gap, innerHeight - box.height - 4)) + "px";
 }
-function showPart(element, n) {  // of the one picture that holds all images
+// all images are parts of one, the background of their elements
+const atlas = Object.assign(new Image(), {onload: () => update(),
+  src: getComputedStyle(find("image")).backgroundImage.slice('url("'.length, -'")'.length)});
+function drawPart(context, n, x, y, side) {
+  const part = atlas.width / data.columns, row = Math.floor(n / data.columns);
+  context.drawImage(atlas, n % data.columns * part, row * part, part, part, x, y, side, side);
+}
+function showPart(element, n) {
   const {columns} = data, last = columns - 1 || 1;
   element.style.backgroundPosition =
     `${100 * (n % columns) / last}% ${100 * Math.floor(n / columns) / last}%`;

@@ -1,12 +1,15 @@
 // One map: a scatter plot on a canvas with zoom, and with selection by mouse, touch and keys.
 
-const UNLIT = "#dde0e6", CLICK = 4, REACH = 14, LARGEST_ZOOM = 60;  // CLICK and REACH in pixels
+const UNLIT = "#dde0e6", LARGEST_ZOOM = 60;
+const CLICK = 4, REACH = 14;  // pixels
+const FEW = 120;  // so many points or fewer are drawn as pictures, when zoomed in
 
 const limited = (half) => Math.min(0.5, Math.max(0.5 / LARGEST_ZOOM, half));
 
 class ScatterPlot {
   // x and y: of the points, in [0,1]. on: what to call with what happens,
-  //   hover(point or null), click(point), select(points, whether they are added).
+  //   hover(point or null), click(point), select(points, whether they are added);
+  //   picture(context, point, x, y, side) draws one.
   constructor(parent, title, x, y, on) {
     Object.assign(this, {x, y, on, tool: "lasso", path: [], style: null, marked: []});
     this.view = {x: 0.5, y: 0.5, half: 0.5};  // center, and half the side, of what is seen
@@ -83,21 +86,36 @@ class ScatterPlot {
   draw(style = this.style) {
     this.style = style;
     if (!style || !this.size) return;
-    const {colors, shown, lit, ringed} = style, all = [...this.x.keys()].filter((n) => shown[n]);
-    const context = this.dots, radius = this.radius();
-    context.clearRect(0, 0, this.size, this.size);
-    context.lineWidth = 1.3;
-    context.strokeStyle = "#111";
+    const {shown, lit, ringed} = style;
+    const isSeen = (n) => shown[n] && this.place(n).every((x) => x > -20 && x < this.size + 20);
+    const seen = [...this.x.keys()].filter(isSeen);
+    const isFew = this.view.half < 0.5 && seen.length <= FEW;
+    this.side = isFew ? Math.min(40, Math.max(18, 0.5 * this.size / Math.sqrt(seen.length))) : 0;
+    this.dots.clearRect(0, 0, this.size, this.size);
     // what matters most is drawn last
-    for (const n of all.filter((n) => !lit[n])) this.dot(context, n, 0.8 * radius, UNLIT);
-    context.globalAlpha = 0.8;
-    for (const n of all.filter((n) => lit[n] && !ringed[n])) this.dot(context, n, radius, colors[n]);
-    context.globalAlpha = 1;
-    for (const n of all.filter((n) => lit[n] && ringed[n])) {
-      this.dot(context, n, radius + 0.5, colors[n]);
-      context.stroke();
-    }
+    for (const n of seen.filter((n) => !lit[n])) this.point(n);
+    for (const n of seen.filter((n) => lit[n] && !ringed[n])) this.point(n);
+    for (const n of seen.filter((n) => lit[n] && ringed[n])) this.point(n);
     this.mark();
+  }
+  point(n) {
+    const context = this.dots, {side} = this, [x, y] = this.place(n), isLit = this.style.lit[n];
+    const color = isLit ? this.style.colors[n] : UNLIT, isRinged = isLit && this.style.ringed[n];
+    [context.lineWidth, context.strokeStyle] = [1.3, "#111"];
+    if (side) {
+      context.beginPath();
+      context.rect(x - side / 2 - 2, y - side / 2 - 2, side + 4, side + 4);
+      context.fillStyle = color;
+      context.fill();
+      context.globalAlpha = isLit ? 1 : 0.25;
+      this.on.picture(context, n, x - side / 2, y - side / 2, side);
+      context.globalAlpha = 1;
+    } else {
+      context.globalAlpha = isLit && !isRinged ? 0.8 : 1;
+      this.dot(context, n, this.radius() * (isLit ? 1 : 0.8), color);
+      context.globalAlpha = 1;
+    }
+    if (isRinged) context.stroke();
   }
   dot(context, n, radius, color) {
     const [x, y] = this.place(n);
@@ -109,7 +127,7 @@ class ScatterPlot {
   // marked: [point, the points that a line joins it to], on top of the dots
   mark(marked = this.marked) {
     this.marked = marked;
-    const context = this.marks;
+    const context = this.marks, fill = (n) => this.side ? "#0000" : this.style.colors[n];
     context.clearRect(0, 0, this.size, this.size);
     for (const [n, joined] of marked) {
       context.lineWidth = 1;
@@ -119,15 +137,15 @@ class ScatterPlot {
         context.moveTo(...this.place(n));
         context.lineTo(...this.place(other));
         context.stroke();
-        this.dot(context, other, this.radius() + 1, this.style.colors[other]);
+        this.dot(context, other, this.radius() + 1, fill(other));
         context.stroke();
       }
       for (const [width, color] of [[6, "#fff"], [2.5, "#111"]]) {
         [context.lineWidth, context.strokeStyle] = [width, color];
-        this.dot(context, n, 10, "#0000");
+        this.dot(context, n, Math.max(10, 0.8 * this.side), "#0000");
         context.stroke();
       }
-      this.dot(context, n, 5, this.style.colors[n]);
+      this.dot(context, n, 5, fill(n));
     }
     if (this.path.length < 2 || this.tool === "move") return;
     context.beginPath();

@@ -16,6 +16,7 @@ of them, and a click on one shows its nearest neighbors in every space.
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +58,12 @@ class Config:
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 
 
-def main(config: Config) -> dict:
+def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust: []) -> dict:
+    """Compare runs and return what was found.
+
+    A study passes `recommend`, which gets the share of corruptions that each run stands, by folder
+    and image (M,), and returns the lines for the top of the page.
+    """
     # ---------------------------------------------------------------- Set-up
     started = time.perf_counter()
     accelerator = runtime.start("no", seed=0)
@@ -117,6 +123,7 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- The spaces of the runs
     spaces: dict[str, list[comparison.Space]] = {}
+    robust: dict[Path, np.ndarray] = {}  # by folder: of each image, under how many corruptions
     for name, run in ((name, run) for name, group in named.items() for run in group):
         tracking.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
@@ -126,7 +133,8 @@ def main(config: Config) -> dict:
         space, _ = comparison.measure(name, latents, classifier, map_indices, config.label_draws)
         errors = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
         space.metrics.update({key: value for key, value in errors.items() if value is not None})
-        space.metrics.update(comparison.robustness(encoder, classifier, corrupted), **run.cost())
+        accuracies, robust[run.folder] = comparison.robustness(encoder, classifier, corrupted)
+        space.metrics.update(accuracies, **run.cost())
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
         spaces.setdefault(name, []).append(space)
@@ -140,7 +148,7 @@ def main(config: Config) -> dict:
             latents, title = latents.projected(head), f"{name} projection"
             space, probe = comparison.measure(title, latents, None, map_indices, config.label_draws)
             projection = comparison.Projection(encoder, head)
-            space.metrics.update(comparison.robustness(projection, probe, corrupted))
+            space.metrics.update(comparison.robustness(projection, probe, corrupted)[0])
             spaces.setdefault(title, []).append(space)
 
     # ---------------------------------------------------------------- Baselines
@@ -159,7 +167,7 @@ def main(config: Config) -> dict:
         tracking.say(f"measuring {name}")
         latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
         space, probe = comparison.measure(name, latents, None, map_indices, config.label_draws)
-        space.metrics.update(comparison.robustness(encoder, probe, corrupted))
+        space.metrics.update(comparison.robustness(encoder, probe, corrupted)[0])
         if name != "pixels":
             space.metrics.update(report.pca_errors(encoder.pca, images.test))
         spaces[name] = [space]
@@ -218,6 +226,7 @@ def main(config: Config) -> dict:
     figures["sheet"] = sheet.stack([figure for figure, _ in figures.values()]), "All figures"
 
     # ---------------------------------------------------------------- Files
+    recommended = recommend(robust)
     with made(out):
         write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())
@@ -236,6 +245,7 @@ def main(config: Config) -> dict:
         shown,
         names,
         sheet.class_colors(len(names)),
+        recommendation=recommended,
     )
     write(out / "index.html", text.encode())
 

@@ -117,7 +117,7 @@ class Result:
     """A finished member: what its folder tells, and what is right on each test image.
 
     `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
-    images that query.
+    images that query. The comparison adds "robust".
     """
 
     member: Member
@@ -155,31 +155,19 @@ def main(config: Config) -> dict:
         raise UserError(f"no run of {out} succeeded: {'; '.join(failed.values())}")
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
     groups = {labels: group for labels, group in groups.items() if group}
-    *_, (most, largest) = groups.items()
+    *_, largest = groups.values()
 
     # ---------------------------------------------------------------- Comparison
+    def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
+        for result in largest:
+            result.values["robust"] = robust[result.run.folder]
+        return recommendation_of(groups, failed)
+
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
     folders = tuple(str(result.run.folder) for result in largest)
-    compare.main(compare.Config(folders, str(compared), config.data_dir, **wandb))
-
-    # ---------------------------------------------------------------- Recommendation
-    few = [labels for labels in groups if labels != most][:1]
-    titles = {most: f"highest accuracy with {named(most)}"}
-    titles |= {labels: f"highest accuracy with {named(labels)}" for labels in few}
-    accuracy = {
-        labels: Need(title, by_method(groups[labels], "linear")) for labels, title in titles.items()
-    }
-    lines = [recommendation.recommend(need) for need in accuracy.values()]
-    retrieval = Need("retrieval of similar images", by_method(largest, "precision"))
-    lines.append(recommendation.recommend(retrieval))
-    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
-    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
-    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
-    lines.append(recommendation.reconstruction(errors, pca))
-    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
-    lines.append(recommendation.cheapest(accuracy[most], seconds))
-    lines += [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
+    compare.main(compare.Config(folders, str(compared), config.data_dir, **wandb), recommend)
+    lines = recommendation_of(groups, failed)
 
     # ---------------------------------------------------------------- Files
     report = emptied(out / "report", "results.json")
@@ -217,6 +205,29 @@ def main(config: Config) -> dict:
     print(*(f"- {line}" for line in lines), "", *end, sep="\n")
     print(f"page:         {compared}/index.html", f"study:        {report}/study.md", sep="\n")
     return {"recommendation": lines, "failed": failed}
+
+
+def recommendation_of(groups: dict[str, list[Result]], failed: dict[str, str]) -> list[str]:
+    """A sentence for each need, from the results by labels per class, the largest number last."""
+    *_, (most, largest) = groups.items()
+    shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
+    accuracy = {
+        labels: Need(f"highest accuracy with {named(labels)}", by_method(groups[labels], "linear"))
+        for labels in shown
+    }
+    needs = [
+        *accuracy.values(),
+        Need("retrieval of similar images", by_method(largest, "precision")),
+        Need("robust to noise and shift", by_method(largest, "robust")),
+    ]
+    lines = [recommendation.recommend(need) for need in needs]
+    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
+    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
+    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
+    lines.append(recommendation.reconstruction(errors, pca))
+    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
+    lines.append(recommendation.cheapest(accuracy[most], seconds))
+    return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 
 def check(config: Config) -> None:

@@ -1,9 +1,11 @@
 import json
 import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from tiny import rows_of
+from tiny import coarse_pictures, rows_of
 
 import compare
 import study
@@ -20,12 +22,18 @@ TINY = (
 def no_comparison(monkeypatch):
     """A list of what compare.py was asked to compare, in place of the comparison."""
     asked = []
-    monkeypatch.setattr(compare, "main", asked.append)
+
+    def remember(config, recommend):
+        asked.append(config)
+        recommend({Path(folder): np.full(5, 0.5) for folder in config.runs})
+
+    monkeypatch.setattr(compare, "main", remember)
     return asked
 
 
 def run(out, *words: str) -> dict:
-    return study.main(parse(study.Config, [*TINY, *words, f"--out={out}"]))
+    with coarse_pictures():
+        return study.main(parse(study.Config, [*TINY, *words, f"--out={out}"]))
 
 
 def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
@@ -46,16 +54,19 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
         assert settings.get("supervised", True) == ("simclr" not in name)
         learns_from_all = name.startswith(("ae", "simclr")) or "-all-" in name
         assert settings["batch_size"] == (32 if learns_from_all else 20)
-    (asked,) = no_comparison
+    asked = no_comparison[0]
     folders = [str(tmp_path / "study/runs" / name) for name in names if "-all-" in name]
     assert list(asked.runs) == folders
 
     lines = found["recommendation"]
     titles = [line.split(":")[0] for line in lines]
-    assert titles[:3] == [
+    assert titles == [
         "highest accuracy with all labels",
         "highest accuracy with 2 labels per class",
         "retrieval of similar images",
+        "robust to noise and shift",
+        "reconstruction and generation",
+        "cheapest within 1 point of the best accuracy",
     ]
     report = tmp_path / "study/report"
     text = (report / "study.md").read_text()
@@ -63,7 +74,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
     assert "| linear probe |" in text and "**2 labels per class**" in text
     assert text.count("| seconds of training |") == 2
     for name in ("accuracy_by_labels", "accuracy_by_seconds"):
-        assert (report / "figures" / f"{name}.png").stat().st_size > 5000
+        assert (report / "figures" / f"{name}.png").stat().st_size > 1000
     shown = capsys.readouterr().out
     assert all(f"- {line}" in shown for line in lines)
 

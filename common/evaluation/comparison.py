@@ -123,13 +123,19 @@ def nearest(latents: Tensor, k: int) -> Tensor:
 
 def robustness(
     encoder: nn.Module, classifier: nn.Module, splits: Mapping[str, Any]
-) -> dict[str, float]:
-    """Accuracy on each of the named splits, such as those of `corruptions.all_corrupted`."""
-    accuracies = {}
+) -> tuple[dict[str, float], np.ndarray]:
+    """Accuracy on each of the named splits, such as those of `corruptions.all_corrupted`.
+
+    Beside it, of each image (M,), the share of corruptions under which its class is found.
+    """
+    accuracies, found = {}, []
     for name, split in splits.items():
         latents = report.encode(encoder, nn.Identity(), split)
-        accuracies[name] = probes.accuracy(probes.predict(classifier, latents), split.labels)
-    return accuracies
+        predictions = probes.predict(classifier, latents)
+        accuracies[name] = probes.accuracy(predictions, split.labels)
+        if name != "robust_clean":
+            found.append((predictions == split.labels).double())
+    return accuracies, torch.stack(found).mean(0).cpu().numpy()
 
 
 def class_accuracies(spaces: Sequence[Space], labels: Tensor, classes: int) -> np.ndarray:

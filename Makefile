@@ -1,4 +1,4 @@
-# make demo: three methods on real handwritten digits, compared; no download.   make test: the tests.
+# make demo: four methods on real handwritten digits, compared; no download.   make test: the tests.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
@@ -6,12 +6,8 @@ BIN := .venv/bin
 .PHONY: demo test lint bench check-sweeps results clean
 
 demo: .venv/run
-	set -e; demo=runs/demo-$$(date +%Y%m%d-%H%M%S); \
-	$(BIN)/python train_ae.py --epochs 12 --classifier_epochs 15 --run_dir $$demo/ae; \
-	$(BIN)/python train_joint.py --epochs 12 --run_dir $$demo/joint; \
-	$(BIN)/python train_supcon.py --encoder cnn --epochs 12 --learning_rate 0.05 \
-		--run_dir $$demo/supcon; \
-	$(BIN)/python compare.py $$demo/ae $$demo/joint $$demo/supcon --out $$demo/comparison
+	$(BIN)/python study.py --image_size 16 --minutes 0.5 --seeds 1 --labels_per_class 10 all \
+		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 # worksteal leaves neighbours together, so that what they share is made once
 test: .venv/test

@@ -16,6 +16,7 @@ from test_datasets import write_mnist
 
 import compare
 import embed
+import study
 import train_ae
 import train_joint
 import train_supcon
@@ -71,6 +72,10 @@ SMALL = (
     *("--epochs=1", "--width=8", "--limit_train=64", "--batch_size=16", "--image_size=32"),
     *("--tsne_images=20", "--tracking=disabled"),
 )
+SMALL_STUDY = (
+    *("--epochs=1", "--seeds=1", "--methods", "joint", "simclr", "--labels_per_class", "2"),
+    *("--encoder=cnn", "--width=4", "--limit_train=64", "--batch_size=16", "--tracking=disabled"),
+)
 SMALL_AE = ("--hidden_dim=32", "--classifier_epochs=1", "--classifier_views=1")
 
 
@@ -99,6 +104,12 @@ def test_every_embedding_command_parses(line):
     words = shlex.split(line, comments=True)
     config = parse(embed.Config, words[words.index("embed.py") + 1 :])
     assert config.export or config.images
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "study.py" in line])
+def test_every_study_parses(line):
+    words = shlex.split(line, comments=True)
+    study.check(parse(study.Config, words[words.index("study.py") + 1 :]))
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "compare.py" in line])
@@ -167,7 +178,7 @@ def test_the_tree_shows_every_file_of_common():
     files = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "common").rglob("*.*")
-        if path.suffix in (".py", ".html") and path.name != "__init__.py"
+        if path.suffix in (".py", ".html", ".js") and path.name != "__init__.py"
     }
     assert found == files
 
@@ -250,7 +261,9 @@ def run_line(line: str) -> None:
         script = TRAINERS[name]
         flags += [*SMALL, *(SMALL_AE if script is train_ae else ())]
     else:
-        script = {"compare.py": compare, "embed.py": embed}[name]
+        script = {"compare.py": compare, "embed.py": embed, "study.py": study}[name]
+    if script is study:
+        flags += ["--minutes=None", *SMALL_STUDY]
     if script is compare:
         flags += ["--tracking=disabled", "--map_images=20", "--robust_images=20"]
     script.main(parse(script.Config, flags))

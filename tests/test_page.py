@@ -68,7 +68,8 @@ def large() -> str:
     maps = []
     for title in ("a", "b", "c", "d"):
         points, nearest = random.normal(size=(2000, 2)), random.integers(0, 2000, (2000, 20))
-        guesses, confidences = random.integers(0, 100, 2000), random.uniform(size=2000)
+        guesses, confidences = labels.copy(), random.uniform(size=2000)
+        guesses[random.permutation(2000)[:400]] = 0
         maps.append(page.Map(title, "note", points, nearest, guesses, confidences))
     images = random.integers(0, 256, (2000, 3, 32, 32), np.uint8)
     return build(maps, images, labels, names, sheet.class_colors(100))
@@ -153,11 +154,13 @@ def place(browser, map_number: int, image: int) -> tuple[float, float]:
     )
 
 
-def move(browser, *path, press: bool = False) -> None:
+def move(browser, *path, press: bool = False, key: str = "") -> None:
     """The mouse along points of the window, with its button down from the first on if `press`."""
     from selenium.webdriver.common.action_chains import ActionChains
 
     chain = ActionChains(browser, duration=5)
+    if key:
+        ActionChains(browser).key_down(key).perform()
     for n, (x, y) in enumerate(path):
         chain.w3c_actions.pointer_action.move_to_location(round(x), round(y))
         if press and n == 0:
@@ -165,6 +168,8 @@ def move(browser, *path, press: bool = False) -> None:
     if press:
         chain.w3c_actions.pointer_action.pointer_up()
     chain.perform()
+    if key:
+        ActionChains(browser).key_up(key).perform()
 
 
 def press(browser, *keys: str) -> None:
@@ -173,13 +178,14 @@ def press(browser, *keys: str) -> None:
     ActionChains(browser).send_keys(*keys).perform()
 
 
-def draw_around(browser, map_number: int, images: list[int]) -> None:
+def draw_around(browser, map_number: int, images: list[int], key: str = "") -> None:
     """With the mouse, a rectangle around images, which the tool box only needs two corners of."""
     places = np.array([place(browser, map_number, n) for n in images])
     (left, top), (right, bottom) = places.min(0) - 12, places.max(0) + 12
     corners = [(left, top), (left, bottom), (right, bottom), (right, top)]
-    box = by_id(browser, "tools").find_element("css selector", ":checked")
-    move(browser, *(corners[::2] if box.get_attribute("value") == "box" else corners), press=True)
+    chosen = by_id(browser, "tools").find_element("css selector", ":checked")
+    path = corners[::2] if chosen.get_attribute("value") == "box" else corners
+    move(browser, *path, press=True, key=key)
 
 
 def selected(browser) -> list[int]:
@@ -245,11 +251,7 @@ def test_what_is_drawn_around_in_one_map_is_lit_in_all(opened, tool):
     for m in range(3):
         lit = [COLORS[LABELS[n]] if n in low else UNLIT for n in range(COUNT)]
         assert same(colors(opened, m), lit)
-    opened.execute_script(
-        "document.addEventListener('pointerup', (event) =>"
-        " Object.defineProperty(event, 'shiftKey', {value: true}), {capture: true, once: true})"
-    )
-    draw_around(opened, 2, right)  # with Shift
+    draw_around(opened, 2, right, Keys.SHIFT)
     assert selected(opened) == sorted({*low, *right})
     press(opened, Keys.ESCAPE)
     assert selected(opened) == []
@@ -328,12 +330,7 @@ def test_a_drag_and_the_wheel_move_and_zoom_one_map(opened):
 
     all_of(opened, "#tools label:has([value=move])")[0].click()
     x, y = place(opened, 0, 5)
-    canvas = all_of(opened, ".marks")[0]
-    box = canvas.rect
-    offset = opened.execute_script("return plots[0].place(5)")
-    origin = ScrollOrigin.from_element(
-        canvas, round(offset[0] - box["width"] / 2), round(offset[1] - box["height"] / 2)
-    )
+    origin = ScrollOrigin.from_viewport(round(x), round(y))
     ActionChains(opened).scroll_from_origin(origin, 0, -300).perform()
     wait(opened, lambda: opened.execute_script("return plots[0].view.half") < 0.25)
     near = place(opened, 0, 5)
@@ -428,8 +425,8 @@ def test_a_lasso_over_2000_images_in_four_maps_answers_at_once(opened_large):
         wait(opened_large, lambda n=repeat: opened_large.execute_script("return times.length") > n)
         assert len(selected(opened_large)) > 100
     times = opened_large.execute_script("return times")
-    print(f"milliseconds to the next frame: {[round(t) for t in times]}")
-    assert min(times) < 200  # about 50; the machine may be busy
+    print(f"milliseconds until it is painted: {[round(t) for t in times]}")
+    assert min(times) < 200  # 50 to 100 on a free core; those of the tests are busy
 
 
 def test_the_images_that_moved_most_are_listed_and_selected(opened):
@@ -475,6 +472,20 @@ def test_the_keys_reach_images_neighbors_selection_and_zoom(opened):
     press(opened, "0", Keys.ESCAPE)
     assert opened.execute_script("return plots[1].view.half") == 0.5
     assert opened.execute_script("return [state.selected, state.open]") == [None, None]
+
+
+def test_a_single_map_without_a_classifier(browser, tmp_path):
+    nearest = comparison.nearest(torch.tensor(LATENTS[0]), comparison.MAP_NEIGHBORS).numpy()
+    images = np.zeros((COUNT, 3, 8, 8), np.uint8)
+    only = [page.Map("pixels", "note", PLACES[0], nearest)]
+    load(browser, build(only, images, LABELS, NAMES, COLORS), tmp_path)
+    values = [o.get_attribute("value") for o in all_of(browser, "#color option") if o.is_enabled()]
+    assert values == ["label"]
+    assert not all_of(browser, "label:has([value=most-moved])")[0].is_displayed()
+    assert all_of(browser, ".recommendation") == []
+    move(browser, place(browser, 0, 3), press=True)
+    assert len(all_of(browser, "#neighbors .row .picture")) == 8
+    without_errors(browser)
 
 
 def test_names_are_text_and_not_markup(opened):

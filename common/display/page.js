@@ -280,6 +280,7 @@ for (const [id, m] of [["first", 0], ["second", spaces.length - 1]]) {
   find(id).value = m;
   find(id).addEventListener("change", showMoved);
 }
+document.querySelector("label:has([value=most-moved])").hidden = spaces.length < 2;
 for (const tab of document.getElementsByName("tab")) tab.addEventListener("change", () => {
   for (const name of ["selection", "most-moved"]) find(name).hidden = name !== tab.value;
 });

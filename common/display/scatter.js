@@ -1,6 +1,6 @@
 // One map: a scatter plot on a canvas with zoom, and with selection by mouse, touch and keys.
 
-const UNLIT = "#dde0e6", LARGEST_ZOOM = 60;
+const UNLIT = "#dde0e6", DARK = "#111", LARGEST_ZOOM = 60;
 const CLICK = 4, REACH = 14;  // pixels
 const FEW = 120;  // so many points or fewer are drawn as pictures, when zoomed in
 
@@ -87,7 +87,8 @@ class ScatterPlot {
     this.style = style;
     if (!style || !this.size) return;
     const {shown, lit, ringed} = style;
-    const isSeen = (n) => shown[n] && this.place(n).every((x) => x > -20 && x < this.size + 20);
+    const isNear = (x) => x > -20 && x < this.size + 20;
+    const isSeen = (n) => shown[n] && this.place(n).every(isNear);
     const seen = [...this.x.keys()].filter(isSeen);
     const isFew = this.view.half < 0.5 && seen.length <= FEW;
     this.side = isFew ? Math.min(40, Math.max(18, 0.5 * this.size / Math.sqrt(seen.length))) : 0;
@@ -98,24 +99,25 @@ class ScatterPlot {
     for (const n of seen.filter((n) => lit[n] && ringed[n])) this.point(n);
     this.mark();
   }
-  point(n) {
-    const context = this.dots, {side} = this, [x, y] = this.place(n), isLit = this.style.lit[n];
-    const color = isLit ? this.style.colors[n] : UNLIT, isRinged = isLit && this.style.ringed[n];
-    [context.lineWidth, context.strokeStyle] = [1.3, "#111"];
-    if (side) {
-      context.beginPath();
-      context.rect(x - side / 2 - 2, y - side / 2 - 2, side + 4, side + 4);
-      context.fillStyle = color;
-      context.fill();
-      context.globalAlpha = isLit ? 1 : 0.25;
-      this.on.picture(context, n, x - side / 2, y - side / 2, side);
-      context.globalAlpha = 1;
-    } else {
-      context.globalAlpha = isLit && !isRinged ? 0.8 : 1;
-      this.dot(context, n, this.radius() * (isLit ? 1 : 0.8), color);
-      context.globalAlpha = 1;
+  point(n) {  // a ring is a larger dark dot below: to stroke circles takes four times as long
+    const isLit = this.style.lit[n], color = isLit ? this.style.colors[n] : UNLIT;
+    const isRinged = isLit && this.style.ringed[n], radius = this.radius() * (isLit ? 1 : 0.8);
+    if (this.side) return this.picture(n, isLit, color, isRinged);
+    if (isRinged) this.dot(this.dots, n, radius + 1.3, DARK);
+    this.dots.globalAlpha = isLit && !isRinged ? 0.8 : 1;
+    this.dot(this.dots, n, radius, color);
+    this.dots.globalAlpha = 1;
+  }
+  picture(n, isLit, color, isRinged) {
+    const context = this.dots, [x, y] = this.place(n).map((center) => center - this.side / 2);
+    const frames = isRinged ? [[3.5, DARK], [2, color]] : [[2, color]];
+    for (const [width, fill] of frames) {
+      context.fillStyle = fill;
+      context.fillRect(x - width, y - width, this.side + 2 * width, this.side + 2 * width);
     }
-    if (isRinged) context.stroke();
+    context.globalAlpha = isLit ? 1 : 0.25;
+    this.on.picture(context, n, x, y, this.side);
+    context.globalAlpha = 1;
   }
   dot(context, n, radius, color) {
     const [x, y] = this.place(n);
@@ -131,7 +133,7 @@ class ScatterPlot {
     context.clearRect(0, 0, this.size, this.size);
     for (const [n, joined] of marked) {
       context.lineWidth = 1;
-      context.strokeStyle = "#111";
+      context.strokeStyle = DARK;
       for (const other of joined) {
         context.beginPath();
         context.moveTo(...this.place(n));
@@ -140,7 +142,7 @@ class ScatterPlot {
         this.dot(context, other, this.radius() + 1, fill(other));
         context.stroke();
       }
-      for (const [width, color] of [[6, "#fff"], [2.5, "#111"]]) {
+      for (const [width, color] of [[6, "#fff"], [2.5, DARK]]) {
         [context.lineWidth, context.strokeStyle] = [width, color];
         this.dot(context, n, Math.max(10, 0.8 * this.side), "#0000");
         context.stroke();

@@ -64,7 +64,7 @@ def text() -> str:
 def large() -> str:
     """Four maps of 2,000 images of 100 classes."""
     random = np.random.default_rng(0)
-    labels, names = np.arange(2000) % 100, [f"class {n}" for n in range(100)]
+    labels, names = np.arange(2000) % 100, [f"Class {n}" for n in range(100)]
     maps = []
     for title in ("a", "b", "c", "d"):
         points, nearest = random.normal(size=(2000, 2)), random.integers(0, 2000, (2000, 20))
@@ -401,7 +401,7 @@ def test_a_legend_of_100_classes_scrolls_and_is_searched(opened_large):
     assert height < 100 < whole
     by_id(browser, "search").send_keys("CLASS 7")
     listed = [chip for chip in all_of(browser, ".chip") if chip.is_displayed()]
-    assert [chip.text for chip in listed] == ["class 7", *(f"class 7{n}" for n in range(10))]
+    assert [chip.text for chip in listed] == ["Class 7", *(f"Class 7{n}" for n in range(10))]
     by_id(browser, "none").click()  # of those that are found
     assert by_id(browser, "count").text == "1,780 of 2,000 images"
     by_id(browser, "all").click()

@@ -73,7 +73,8 @@ function colorOf(space, n) {
   if (!space.predictions) return UNKNOWN;
   if (state.colorBy === "prediction") return data.colors[space.predictions[n]];
   if (state.colorBy === "correctness") return isWrong(space, n) ? WRONG : CORRECT;
-  return space.confidences ? sequential((space.confidences[n] - least) / (1 - least || 1)) : UNKNOWN;
+  if (!space.confidences) return UNKNOWN;
+  return sequential((space.confidences[n] - least) / (1 - least || 1));
 }
 function sequential(fraction) {
   return VIRIDIS[Math.min(VIRIDIS.length - 1, Math.floor(fraction * VIRIDIS.length))];
@@ -86,7 +87,7 @@ function showKey() {
   if (by === "correctness") key.append(entry(CORRECT, "correct"), entry(WRONG, "wrong"));
   if (by === "confidence") {
     const steps = VIRIDIS.map((color) => make("i", {style: `background:${color}`}));
-    key.append(percent(least), make("span", {className: "ramp"}, ...steps), "100% confidence");
+    key.append(percent(least), make("span", {className: "ramp"}, ...steps), "100%");
   }
 }
 
@@ -163,7 +164,8 @@ function picture(n, lines, isMistake) {
   showPart(image, n);
   const texts = lines.map(([text, isRed]) =>
     make("small", {className: isRed ? "wrong" : "", title: text}, text));
-  const button = make("button", {className: "picture" + (isMistake ? " wrong" : "")}, image, ...texts);
+  const className = isMistake ? "picture wrong" : "picture";
+  const button = make("button", {className}, image, ...texts);
   button.dataset.image = n;
   button.setAttribute("aria-label", `image ${data.indices[n]}: ${lines.map(([text]) => text)}`);
   return button;
@@ -175,8 +177,10 @@ function showNeighbors() {
   const rows = spaces.map((space) => {
     const near = space.nearest(n).slice(0, SHOWN_NEIGHBORS);
     const same = near.filter((other) => labels[other] === labels[n]).length;
-    const pictures = near.map((other) =>
-      picture(other, [[names[labels[other]], labels[other] !== labels[n]]], labels[other] !== labels[n]));
+    const pictures = near.map((other) => {
+      const isOther = labels[other] !== labels[n];
+      return picture(other, [[names[labels[other]], isOther]], isOther);
+    });
     return make("div", {className: "row"},
       make("h4", {}, space.title, make("span", {}, `${same} of ${near.length} have its label`)),
       make("div", {className: "pictures"}, ...pictures));
@@ -191,7 +195,8 @@ function showSelection(chosen) {
   if (!state.selected) return box.replaceChildren(box.dataset.hint);
   box.replaceChildren(...few.map((n) => {
     const wrong = classified.filter((space) => isWrong(space, n));
-    const guesses = wrong.map((space) => [`${names[space.predictions[n]]} · ${space.title}`, true]);
+    const guesses = wrong.map(({predictions, title}) =>
+      [`${names[predictions[n]]} · ${title}`, true]);
     return picture(n, [[names[labels[n]], false], ...guesses], wrong.length > 0);
   }));
   if (few.length < chosen.length) {
@@ -222,8 +227,11 @@ function showMoved() {
 function asCSV(images) {
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
   const columns = classified.flatMap(({title}) => [`${title} prediction`, `${title} confidence`]);
-  const rows = images.map((n) => [data.indices[n], quoted(names[labels[n]]), ...classified.flatMap(
-    ({predictions, confidences}) => [quoted(names[predictions[n]]), confidences?.[n].toFixed(4) ?? ""])]);
+  const rows = images.map((n) => {
+    const cells = classified.flatMap(({predictions, confidences}) =>
+      [quoted(names[predictions[n]]), confidences?.[n].toFixed(4) ?? ""]);
+    return [data.indices[n], quoted(names[labels[n]]), ...cells];
+  });
   return [["index", "label", ...columns.map(quoted)], ...rows].map((row) => row + "\r\n").join("");
 }
 function save() {

@@ -43,7 +43,7 @@ class ScatterPlot {
     this.draw();
   }
 
-  // ---------------------------------------------------------------- Places, in pixels of the canvas
+  // --------------------------------------------------------------- Places, in pixels of the canvas
   place(n) {
     const {x, y, half} = this.view, pixels = this.size / (2 * half);
     return [(this.x[n] - x + half) * pixels, (y - this.y[n] + half) * pixels];
@@ -225,7 +225,8 @@ class ScatterPlot {
     const zooms = {"+": 1.5, "=": 1.5, "-": 1 / 1.5}, at = this.at ?? null;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in steps) this.on.hover(this.at = this.step(at, ...steps[event.key]));
-    else if (event.key in zooms) this.zoom(zooms[event.key], ...(at === null ? [] : this.place(at)));
+    else if (event.key in zooms && at === null) this.zoom(zooms[event.key]);
+    else if (event.key in zooms) this.zoom(zooms[event.key], ...this.place(at));
     else if (event.key === "0") this.fit(null);
     else if (event.key === "Enter" && at !== null) this.on.click(at);
     else if (event.key === " " && at !== null) this.on.select([at], true);

@@ -17,6 +17,7 @@ was stopped. What to expect on 2 CPU cores: digits in two minutes.
 import shlex
 import shutil
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ METHOD = "study"
 Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
 TRIAL_STEPS = 6  # of each epoch of a trial
-FREE = ("data_dir", "out", "project", "tags", "tracking")  # what may change when a study goes on
+FREE = ("data_dir", "out", "tracking")  # what may change when a study is continued
 # The rows of the table: how a score is named in a run's summary, what it is, its format.
 SCORES = (
     ("test/linear_accuracy", "linear probe", "{:.2%}", "linear"),
@@ -144,11 +145,14 @@ def main(config: Config) -> dict:
     with tracking.progress(len(members), "runs", is_main=True) as bar:
         for member in members:
             bar.set_description(member.name)
+            words = [*commands[member.name], "--data_dir", config.data_dir]
             try:
-                train(out, member.method, commands[member.name], member.name)
-            except UserError as error:
-                failed[member.name] = error.message
-                tracking.say(f"{member.name} failed: {error.message}")
+                train(out, member.method, [*words, "--tracking", config.tracking], member.name)
+            except (UserError, Exception) as error:  # whatever it is, the others can be compared
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                failed[member.name] = str(error) or type(error).__name__
+                tracking.say(f"{member.name} failed: {failed[member.name]}")
             bar.update()
     results = [read(out, member) for member in members if member.name not in failed]
     if not results:
@@ -273,14 +277,17 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         return {name: shlex.split(command)[2:] for name, command in stored["commands"].items()}
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and holds no study; choose another --out")
-    counts = {(m.method, m.labels): images_of(config, m.method, m.labels) for m in members}
-    flags = {m.name: shared(config, m, counts[m.method, m.labels]) for m in members}
+    place = config.dataset, config.data_dir, config.image_size
+    arrays = datasets.read(*place, config.skip_unreadable)
+    counts = {m.name: images_of(arrays, config.limit_train, m) for m in members}
+    flags = {m.name: shared(config, m, counts[m.name]) for m in members}
     if config.minutes is None:
         epochs = dict.fromkeys(flags, config.epochs)
     else:
-        speed = {method: trial(config, method) for method in config.methods}  # images/s
+        available = max(counts.values())
+        speed = {method: trial(config, method, available) for method in config.methods}
         share = 60 * config.minutes / len(members)  # seconds of training of each run
-        takes = {m.name: counts[m.method, m.labels] / speed[m.method] for m in members}
+        takes = {m.name: counts[m.name] / speed[m.method] for m in members}  # seconds an epoch
         slowest = max(takes, key=takes.get)
         if takes[slowest] > share:
             needed = takes[slowest] * len(members) / 60
@@ -300,14 +307,11 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     return flags
 
 
-def images_of(config: Config, method: str, labels: str) -> int:
-    """How many training images a method learns from."""
-    few = None if labels == "all" else int(labels)
-    arrays = datasets.read(
-        config.dataset, config.data_dir, config.image_size, config.skip_unreadable
-    )
-    images = datasets.split_data(arrays, config.limit_train, few)
-    return len(images.pretrain if method in ("ae", "simclr") else images.train)
+def images_of(arrays: Any, limit_train: int | None, member: Member) -> int:
+    """How many training images a member learns from."""
+    few = None if member.labels == "all" else int(member.labels)
+    images = datasets.split_data(arrays, limit_train, few, member.seed)
+    return len(images.pretrain if member.method in ("ae", "simclr") else images.train)
 
 
 def shared(config: Config, member: Member, count: int) -> list[str]:
@@ -330,9 +334,12 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
-def trial(config: Config, method: str) -> float:
-    """Images per second of a method's training, in the second of two short epochs."""
-    most = min(TRIAL_STEPS * config.batch_size, images_of(config, method, "all"))
+def trial(config: Config, method: str, available: int) -> float:
+    """Images per second of a method's training, in the second of two short epochs.
+
+    `available` is the number of training images.
+    """
+    most = min(TRIAL_STEPS * config.batch_size, available)
     words = shared(config, Member("", method, "all", seed=0), most)
     words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
     words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]

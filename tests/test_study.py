@@ -88,7 +88,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
 
 def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_comparison, monkeypatch):
     speeds = {"joint": 96.0, "ae": 48.0}  # images per second
-    monkeypatch.setattr(study, "trial", lambda config, method: speeds[method])
+    monkeypatch.setattr(study, "trial", lambda config, method, _: speeds[method])
     words = ("--methods", "ae", "joint", "--minutes", str(10 / 60))
     run(tmp_path / "study", *words)  # 2.5 s for each of four runs
     stored = json.loads((tmp_path / "study/study.json").read_text())
@@ -111,7 +111,7 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
 
 
 def test_a_trial_measures_the_speed_of_training():
-    speed = study.trial(parse(study.Config, [*TINY, "--epochs=1"]), "joint")
+    speed = study.trial(parse(study.Config, [*TINY, "--epochs=1"]), "joint", 96)
     assert 10 < speed < 1e6
 
 
@@ -129,6 +129,13 @@ def test_a_run_that_fails_is_named_and_the_others_compared(tmp_path, no_comparis
     assert "failed, left out: joint-2-seed0 (the disk is on fire)" in found["recommendation"]
     monkeypatch.setattr(study.train_joint, "main", main)  # the same command trains what is missing
     assert run(tmp_path / "study", "--epochs=1", "--methods", "joint", "supcon")["failed"] == {}
+
+
+def test_an_error_of_any_kind_leaves_the_others(tmp_path, no_comparison, monkeypatch, capsys):
+    monkeypatch.setattr(study.train_ae, "main", lambda config: 1 / 0)
+    words = ["--epochs=1", "--methods", "ae", "joint", "--labels_per_class", "all"]
+    assert run(tmp_path / "study", *words)["failed"] == {"ae-all-seed0": "division by zero"}
+    assert "ZeroDivisionError" in capsys.readouterr().err  # with its trace
 
 
 @pytest.mark.parametrize(

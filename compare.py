@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tyro.conf import Positional, arg
 
-from common import models
+from common import console, models
 from common.config import Draws, Points, PositiveInt, parse
 from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
@@ -102,7 +102,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     refuse_if_none(chosen, left_out)
     warnings = [f"left out: {reason}" for reason in left_out.values()]
     for warning in warnings:
-        tracking.say(warning)
+        console.say(warning)
     # probes learn from the images that all runs have trained on
     images = datasets.split_data(arrays, min(run.facts["train_images"] for run in chosen)).to(
         device
@@ -125,7 +125,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     spaces: dict[str, list[comparison.Space]] = {}
     robust: dict[Path, np.ndarray] = {}  # by folder: of each image, under how many corruptions
     for name, run in ((name, run) for name, group in named.items() for run in group):
-        tracking.say(f"measuring {run.folder}")
+        console.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
         begun = time.perf_counter()
         latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
@@ -143,7 +143,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             warnings.append(
                 f"{run.folder} reported {reported:.2%}, but its files reach {ours:.2%} here"
             )
-            tracking.say(f"warning: {warnings[-1]}")
+            console.say(f"warning: {warnings[-1]}")
         if head is not None:  # supcon's projections are a second space
             latents, title = latents.projected(head), f"{name} projection"
             space, probe = comparison.measure(title, latents, None, map_indices, config.label_draws)
@@ -164,7 +164,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     else:
         encoders["pixels"] = comparison.Pixels()
     for name, encoder in encoders.items():
-        tracking.say(f"measuring {name}")
+        console.say(f"measuring {name}")
         latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
         space, probe = comparison.measure(name, latents, None, map_indices, config.label_draws)
         space.metrics.update(comparison.robustness(encoder, probe, corrupted)[0])
@@ -281,12 +281,10 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             for key, x in f["mean"].items()
         }
         end = tracker.finish(summary)
-    print("", tables.as_text(rows), "", *facts, *warnings, "", *end, sep="\n")
-    print(
-        f"took:         {time.perf_counter() - started:.0f} s",
-        f"page:         {out}/index.html",
-        sep="\n",
-    )
+    end += [f"took:         {time.perf_counter() - started:.0f} s"]
+    end += [f"page:         {out}/index.html"]
+    for line in ("", tables.as_text(rows), "", *facts, *warnings, "", *end):
+        console.say(line)
     return results
 
 

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from common import models, onnx_export
+from common import console, models, onnx_export
 from common.config import PositiveInt, parse
 from common.data import datasets, decoding
 from common.display import tables
 from common.errors import UserError, out_of_memory
 from common.files import atomic_write, read_json
-from common.run import runs, runtime, tracking
+from common.run import runs, runtime
 
 # torchvision's images are 32×32 in training, these 28×28 with a border of background
 BORDERED = ("mnist", "fashion_mnist")
@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, float]:
     started, rows = time.perf_counter(), []
     with (
         out_of_memory("make --batch_size smaller"),
-        tracking.progress(len(files), "encoding", is_main=True) as bar,
+        console.progress(len(files), "encoding", is_main=True) as bar,
         torch.inference_mode(),
     ):
         for images in batches(pixels, config.batch_size):  # uint8 (B,C,S,S)
@@ -118,10 +118,10 @@ def main(config: Config) -> dict[str, float]:
         else:
             write_parquet(file, columns, {"run": config.run, "class_names": class_names.tolist()})
     skipped = len(files) - len(paths)
-    tracking.say(tables.class_counts(predictions, confidences, class_names))
+    console.say(tables.class_counts(predictions, confidences, class_names))
     if skipped:
-        tracking.say(f"skipped {skipped} of {len(files)} files: no readable images")
-    tracking.say(f"{out}: {len(paths):,} images, {rate:,.0f} images/s on the {device.type}")
+        console.say(f"skipped {skipped} of {len(files)} files: no readable images")
+    console.say(f"{out}: {len(paths):,} images, {rate:,.0f} images/s on the {device.type}")
     return {"images": len(paths), "skipped": skipped, "images_per_second": rate}
 
 
@@ -275,7 +275,7 @@ def export(
     )
     with written(out) as file:
         file.write(content)
-    tracking.say(
+    console.say(
         f"{out}: images {input_type} (B,{','.join(map(str, shape))}) to latents (B,{sizes[0]}) and "
         f"logits (B,{sizes[1]}); differs from PyTorch by {difference:.1e} at most"
     )

@@ -30,6 +30,7 @@ import compare
 import train_ae
 import train_joint
 import train_supcon
+from common import console
 from common.config import (
     BatchSize,
     DatasetName,
@@ -142,17 +143,17 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Runs
     failed = {}
-    with tracking.progress(len(members), "runs", is_main=True) as bar:
+    with console.progress(len(members), "runs", is_main=True) as bar:
         for member in members:
             bar.set_description(member.name)
             words = [*commands[member.name], "--data_dir", config.data_dir]
             try:
                 train(out, member.method, [*words, "--tracking", config.tracking], member.name)
-            except (UserError, Exception) as error:  # whatever it is, the others can be compared
+            except Exception as error:  # whatever it is, the others can be compared
                 if not isinstance(error, UserError):
                     traceback.print_exc()
                 failed[member.name] = str(error) or type(error).__name__
-                tracking.say(f"{member.name} failed: {failed[member.name]}")
+                console.say(f"{member.name} failed: {failed[member.name]}")
             bar.update()
     results = [read(out, member) for member in members if member.name not in failed]
     if not results:
@@ -205,9 +206,10 @@ def main(config: Config) -> dict:
         for name, figure in figures.items():
             tracker.figure(name, figure, name.replace("_", " "), step=0)
         end = tracker.finish({})
-    print("", tables.as_text(rows), "", "recommendation", sep="\n")
-    print(*(f"- {line}" for line in lines), "", *end, sep="\n")
-    print(f"page:         {compared}/index.html", f"study:        {report}/study.md", sep="\n")
+    end += [f"page:         {compared}/index.html", f"study:        {report}/study.md"]
+    said = [f"- {line}" for line in lines]
+    for line in ("", tables.as_text(rows), "", "recommendation", *said, "", *end):
+        console.say(line)
     return {"recommendation": lines, "failed": failed}
 
 
@@ -343,7 +345,7 @@ def trial(config: Config, method: str, available: int) -> float:
     words = shared(config, Member("", method, "all", seed=0), most)
     words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
     words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
-    tracking.say(f"measuring how fast {method} trains")
+    console.say(f"measuring how fast {method} trains")
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), method, words, "trial")
         rows = Path(folder) / "runs/trial/metrics.jsonl"

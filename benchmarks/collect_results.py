@@ -28,7 +28,7 @@ from pages import put_between_marks  # noqa: E402
 import train_ae  # noqa: E402
 import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
-from common import models  # noqa: E402
+from common import console, models  # noqa: E402
 from common.config import renamed  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import read_rows, write  # noqa: E402
@@ -330,6 +330,7 @@ def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    console.begin()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="*", metavar="RUN")
     parser.add_argument("--write", action="store_true", help="keep them, and write both files anew")

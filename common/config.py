@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from common import console
 from common.errors import UserError
 from common.files import read_json
 
@@ -110,13 +111,16 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
     Args:
         config_class: a frozen dataclass of scalars and `Literal`s, one flag per field; one
             without the field `resume` cannot be resumed.
-        args: command-line arguments; None reads `sys.argv`.
+        args: command-line arguments; None reads `sys.argv`: this process is a script, whose
+            streams and errors `console.begin` takes care of.
 
     Raises:
         UserError: a number outside its limits; a text that is empty or unprintable; a flag that
             contradicts the run to be resumed.
         SystemExit: tyro's own errors (unknown flags, text instead of numbers), with tyro's message.
     """
+    if args is None:
+        console.begin()
     config = _checked(_command_line(config_class, args, default=None))
     if getattr(config, "resume", None) is not None:
         if config.run_dir is not None:
@@ -166,7 +170,7 @@ def _command_line(config_class: type, args: Sequence[str] | None, default: Any) 
         description=sys.modules[config_class.__module__].__doc__,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
-        console_outputs=os.environ.get("RANK", "0") == "0",
+        console_outputs=console.is_first_process(),
     )
 
 

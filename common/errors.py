@@ -1,25 +1,19 @@
 """`UserError`, the one error that is shown without a trace, and what becomes one."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 
-class UserError(SystemExit):
+class UserError(Exception):
     """Bad input: one line that says what is wrong and what to do.
 
-    Being a ``SystemExit``, it reaches the terminal as that line alone and exits with status 1.
-    With several processes all of them fail in the same way, so only the first one speaks.
+    Other code can catch it like any exception; of a script it ends the process with status 1, and
+    the line alone reaches the terminal (`common.console.begin`).
     """
 
     def __init__(self, message: str):
-        message = message.replace("\n", " ")  # other libraries' reasons may have several lines
-        is_first_process = os.environ.get("RANK", "0") == "0"
-        super().__init__(f"error: {message}" if is_first_process else 1)
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+        self.message = message.replace("\n", " ")  # other libraries' reasons may have several lines
+        super().__init__(self.message)
 
 
 # what PyTorch's RuntimeErrors say then, on the GPU, on the CPU, and beyond 64 bits

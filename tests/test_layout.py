@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"config", "errors", "files"}
+GROUND = {"config", "console", "errors", "files"}
 # what the files of a room may use beside the ground and the room itself
 ROOMS = {"data": set(), "evaluation": {"display"}, "display": set(), "run": set()}
 FILES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("common/**/*.py"))]

@@ -94,12 +94,3 @@ def test_the_facts_name_versions_hardware_and_processes():
     assert facts["mixed_precision"] == "no"
     assert "cores" in facts["device"]
     assert runtime.peak_memory_gib(torch.device("cpu")) > 0.05
-
-
-@pytest.mark.parametrize(("rank", "code"), [("0", "error: bad"), ("1", 1)])
-def test_only_the_first_process_says_what_is_wrong(monkeypatch, rank, code):
-    monkeypatch.setenv("RANK", rank)
-    error = UserError("bad")
-    assert UserError("two\nlines").message == "two lines"
-    assert error.code == code
-    assert str(error) == "bad"

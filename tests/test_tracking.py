@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from common import console
 from common.errors import UserError
 from common.files import lock
 from common.run import runs, tracking, wandb_backend
@@ -157,18 +158,18 @@ def test_null_tracker_offers_all_that_tracker_does():
 
 
 def test_bar_is_silent_without_a_terminal(capfd, monkeypatch):
-    bar = tracking.progress(3, "training", is_main=True)
+    bar = console.progress(3, "training", is_main=True)
     bar.update(1)
     bar.set_postfix_str("loss 1")
-    tracking.say("a line")
-    tracking.say("not this one", is_main=False)
+    console.say("a line")
+    console.say("not this one", is_main=False)
     bar.close()
     assert capfd.readouterr() == ("a line\n", "")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with tracking.progress(3, "training", is_main=False):
+    with console.progress(3, "training", is_main=False):
         pass
     assert capfd.readouterr() == ("", "")
-    with tracking.progress(3, "training", is_main=True) as bar:
+    with console.progress(3, "training", is_main=True) as bar:
         bar.update(3)
     assert "training" in capfd.readouterr().err
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.console import say
 from common.evaluation import geometry, neighbors, probes, scores
 from common.files import write
 
@@ -189,7 +190,7 @@ def pca_latent_metrics(data, dimensions: int) -> dict[str, float]:
     """The metrics of `latent_metrics` of PCA with so many dimensions, as `pca/…`; none if exact."""
     pca, why_not = fit_pca(data.pretrain, dimensions)
     if pca is None:
-        print(f"PCA-{dimensions} is left out: {why_not}")
+        say(f"PCA-{dimensions} is left out: {why_not}")
         return {}
     latents = pca_latents(pca, data)
     return latent_metrics(latents, probe_predictions(latents, len(data.class_names)), "pca", "pca")
@@ -204,7 +205,7 @@ def pixels_too_large(data) -> str:
 def image_metrics(data) -> dict[str, float]:
     """The metrics of the latent space on the raw pixels of the test images, as `image/…`."""
     if why_not := pixels_too_large(data):
-        print(f"image/… is left out: {why_not}")
+        say(f"image/… is left out: {why_not}")
         return {}
     train, test = torch.cat(list(pixels(data.train))), torch.cat(list(pixels(data.test)))
     nearest = neighbors.predict(train, data.train.labels, test)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from common.console import say
 from common.errors import UserError
 from common.files import checksum, write
 
@@ -86,7 +87,7 @@ def load_last(folder: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
             damaged.append(error.message)
             continue
         for message in damaged:
-            print(f"warning: {message}; resuming from {name}")
+            say(f"warning: {message}; resuming from {name}")
         for name, value in expected.items():
             if state.get(name) != value:
                 raise UserError(
@@ -113,7 +114,7 @@ def load_best(folder: Path, best: dict[str, float], otherwise: tuple[Any, Any]) 
     try:
         return load(folder / BEST), best
     except UserError as error:
-        print(f"warning: {error.message}; the weights of the last epoch are used instead")
+        say(f"warning: {error.message}; the weights of the last epoch are used instead")
         return otherwise
 
 

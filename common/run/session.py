@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from common import console
 from common.errors import UserError, out_of_memory
 from common.files import read_rows
 from common.run import checkpoints, runs, runtime, tracking
@@ -67,7 +68,7 @@ class Session:
 
     def say(self, line: str) -> None:
         """Print a line, in the main process only."""
-        tracking.say(line, self.is_main)
+        console.say(line, self.is_main)
 
     # ------------------------------------------------------------------------------ Training
 
@@ -140,7 +141,7 @@ class Session:
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         with (
             self._signals.deferred(),
-            tracking.progress(self.steps_per_epoch, title, self.is_main) as bar,
+            console.progress(self.steps_per_epoch, title, self.is_main) as bar,
         ):
             bar.update(self.step - first)
             for positions in order[self.step - first :]:

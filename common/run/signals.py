@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from common.console import is_first_process
+
 
 class Signals:
     """SIGTERM and Ctrl-C end the process with status 143 or 130.
@@ -62,8 +64,9 @@ class Signals:
         """End the process as that signal asks."""
         is_begun = (self._run_dir / "config.json").exists()
         how = f"resume with --resume {self._run_dir}" if is_begun else "nothing was trained so far"
-        if os.environ.get("RANK", "0") == "0":
-            with contextlib.suppress(OSError):  # not print: it may be what was interrupted
+        if is_first_process():
+            # not print: it may be what was interrupted; there may be no stdout, or a notebook's
+            with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.write(sys.stdout.fileno(), f"stopped; {how}\n".encode())
         raise SystemExit(128 + number)
 

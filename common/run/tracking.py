@@ -1,4 +1,4 @@
-"""Where do numbers and pictures go?   W&B, the run folder, the progress bar
+"""Where do numbers and pictures go?   W&B, the run folder
 
 A run folder is whole without W&B: whatever happens to the login, the network or the server, the
 training goes on. Only a sweep insists on W&B, since a run that it cannot see is lost to it.
@@ -10,14 +10,13 @@ import json
 import os
 import re
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from common.console import say
 from common.errors import UserError
 from common.files import append, lock, made, read_json, remove_parts, room_for, write, write_json
 from common.run import wandb_backend
@@ -95,8 +94,8 @@ class Tracker:
 
     def __exit__(self, kind: type | None, error: Any, trace: Any) -> None:
         """An error that leaves the block stops the run: W&B sees that it failed, and why."""
-        if kind is not None:  # W&B would take a SystemExit, such as a `UserError`, for success
-            is_stop = issubclass(kind, SystemExit) and not isinstance(error, UserError)
+        if kind is not None:  # W&B would take a SystemExit for success
+            is_stop = issubclass(kind, SystemExit)
             reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
             self.stop(error.code if is_stop else 1, reason)
 
@@ -224,19 +223,6 @@ class NullTracker:
     def stop(self, exit_code, reason="") -> None: ...
     def finish(self, summary) -> list[str]:
         return []
-
-
-def progress(total: int, description: str, is_main: bool) -> tqdm:
-    """Return a bar over `total` steps on stderr; silent if that is no terminal or not `is_main`."""
-    silent = not (is_main and sys.stderr.isatty())
-    return tqdm(total=total, desc=description, disable=silent, dynamic_ncols=True, leave=False)
-
-
-def say(line: str, is_main: bool = True) -> None:
-    """Print a line to stdout at once, without tearing a progress bar."""
-    if is_main:
-        tqdm.write(line)
-        sys.stdout.flush()
 
 
 def _cell(value: Any) -> Any:

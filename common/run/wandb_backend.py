@@ -66,13 +66,15 @@ def start(mode: str, settings: Mapping, facts: Mapping, words: dict[str, Any]) -
             for key, used in settings.items() if in_sweep else ():
                 recorded = run.config.get(key, used)  # the sweep's, whatever the script was told
                 if recorded not in (used, str(used)):
-                    run.finish(exit_code=1)  # W&B takes a SystemExit that was raised for success
+                    run.finish(exit_code=1)
                     raise UserError(f"{key}: W&B records {recorded!r}, the script used {used!r}")
             code = wandb.Artifact("code", type="code")  # log_code would walk through data/, too
             for path in (*CODE.glob("*.py"), *CODE.glob("common/**/*.py")):
                 code.add_file(str(path), name=str(path.relative_to(CODE)), skip_cache=True)
             run.log_artifact(code)
             return run, problems
+        except UserError:
+            raise
         except Exception as error:  # no wandb, no login, no server, no such project, ...
             problem = f"W&B does not start {attempt}: {error}".splitlines()[0]
             if must_start:

@@ -29,7 +29,7 @@ from torch import nn
 from tyro.conf import Positional, arg
 
 from common import console, models
-from common.config import Draws, Points, PositiveInt, parse
+from common.config import Draws, Place, Points, PositiveInt, parse
 from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
@@ -45,9 +45,9 @@ TOLERANCE = 0.005  # of accuracy, between the run's own and ours: rounding diffe
 @dataclass(frozen=True)
 class Config:
     # Data
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()  # finished ones
-    out: str = "comparison"  # a new folder for the results
-    data_dir: str | None = None  # where the images lie; None: where the first run found them
+    runs: Annotated[Positional[tuple[Place, ...]], arg(metavar="RUN")] = ()  # finished ones
+    out: Place = "comparison"  # a new folder for the results
+    data_dir: Place | None = None  # where the images lie; None: where the first run found them
     # Evaluation
     map_images: Points = 2000  # test images in the maps
     robust_images: PositiveInt = 5000  # test images that are corrupted

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
 from common import console, models, onnx_export
-from common.config import PositiveInt, parse
+from common.config import Place, PositiveInt, parse
 from common.data import datasets, decoding
 from common.display import tables
 from common.errors import UserError, out_of_memory
@@ -47,9 +47,9 @@ TORCHVISION_SIZE, BORDER = 32, 2
 
 @dataclass(frozen=True)
 class Config:
-    run: Annotated[Positional[str], arg(metavar="RUN")]  # folder of a finished run
-    out: str  # file to write: .npz or .parquet; with --export .onnx
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES")] = ()  # files and folders
+    run: Annotated[Positional[Place], arg(metavar="RUN")]  # folder of a finished run
+    out: Place  # file to write: .npz or .parquet; with --export .onnx
+    images: Annotated[Positional[tuple[Place, ...]], arg(metavar="IMAGES")] = ()  # and folders
     batch_size: PositiveInt = 256  # images encoded at a time
     skip_unreadable: bool = False  # leave out images that cannot be read
     export: Literal["onnx"] | None = None  # write the network itself, without any images

@@ -37,6 +37,7 @@ from common.config import (
     EncoderName,
     ImageSize,
     OptimizerName,
+    Place,
     PositiveFloat,
     PositiveInt,
     parse,
@@ -78,7 +79,7 @@ SCORES = (
 class Config:
     # Data
     dataset: DatasetName = "digits"  # which images; folder: your own
-    data_dir: str = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
+    data_dir: Place = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
     image_size: ImageSize = 32  # pixels a side
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
@@ -98,7 +99,7 @@ class Config:
     learning_rate: PositiveFloat = 0.2  # peak rate
     # Run
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
-    out: str = "study"  # the folder of all runs and results; goes on if it exists
+    out: Place = "study"  # the folder of all runs and results; goes on if it exists
     project: str = "latent-spaces"  # of W&B
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in

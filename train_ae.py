@@ -28,13 +28,13 @@ from common.config import (
     TrainingConfig,
     parse,
 )
+from common.console import progress
 from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.display import tables
 from common.evaluation import pictures, probes, report
 from common.losses import reconstruction_loss
 from common.run.session import Session
-from common.run.tracking import progress
 
 METHOD = "ae"
 

@@ -21,7 +21,7 @@ import tyro
 
 from common import console
 from common.errors import UserError
-from common.files import read_json
+from common.files import expand_home, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,9 @@ Fraction = Annotated[float, Limits(0, 1)]  # shares, alpha
 Draws = Annotated[int, Limits(1, 100)]  # repetitions of a probe
 Points = Annotated[int, Limits(10, 2000)]  # of a map; browsers draw 2,000 without a delay
 
+_PLACE = object()
+Place = Annotated[str, _PLACE]  # a file or folder; parse replaces a leading ~
+
 Blocks = Annotated[int, Limits(0, 100)]  # of a network, per stage
 Views = Annotated[int, Limits(1, 100)]  # of an image
 
@@ -70,7 +73,7 @@ class TrainingConfig:
 
     # Data
     dataset: DatasetName = "digits"  # which images; folder: your own
-    data_dir: str = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
+    data_dir: Place = "data"  # where they lie; for folder it holds train/CLASS/* (and test/CLASS/*)
     image_size: ImageSize = 32  # pixels a side
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
     labels_per_class: PositiveInt | None = None  # only so many training images keep their label
@@ -90,8 +93,8 @@ class TrainingConfig:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     compile: bool = False  # torch.compile the network
     log_every: PositiveInt = 50  # steps between two rows of train/loss
-    run_dir: str | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
-    resume: str | None = None  # resume the run in this folder, or start there
+    run_dir: Place | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
+    resume: Place | None = None  # resume the run in this folder, or start there
     project: str = "latent-spaces"  # of W&B
     group: str | None = None  # of W&B; None: the data set
     tags: str = ""  # of W&B, separated by commas
@@ -131,7 +134,13 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
 
 
 def _checked(config: ConfigType) -> ConfigType:
-    """`config`, if every number is within its limits and every text can be a name."""
+    """`config`, if every number is within its limits and every text can be a name.
+
+    Places are the same, however they are given: a shell replaces a ~ only where a word begins
+    with it, and a sweep never does.
+    """
+    expanded = {name: _expanded(getattr(config, name)) for name in _places(type(config))}
+    config = dataclasses.replace(config, **expanded)
     for name, limits in _limits(type(config)).items():
         value = getattr(config, name)
         rule = None if value is None else limits.refuses(value)
@@ -144,6 +153,13 @@ def _checked(config: ConfigType) -> ConfigType:
             if isinstance(text, str) and (wrong := _wrong_text(text, is_list)):
                 raise UserError(f"--{field.name} {wrong}")
     return config
+
+
+def _expanded(value: Any) -> Any:
+    """A place, several or none, without ~."""
+    if isinstance(value, tuple):
+        return tuple(map(expand_home, value))
+    return value and expand_home(value)
 
 
 def _wrong_text(text: str, is_list: bool) -> str | None:
@@ -209,10 +225,18 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _limits(config_class: type) -> dict[str, Limits]:
     """The limits of each field that has some, also inside `PositiveInt | None`."""
-    found = {}
-    for name, hint in typing.get_type_hints(config_class, include_extras=True).items():
-        for option in (hint, *typing.get_args(hint)):
-            for metadata in getattr(option, "__metadata__", ()):
-                if isinstance(metadata, Limits):
-                    found[name] = metadata
-    return found
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    found = {name: [x for x in _metadata(h) if isinstance(x, Limits)] for name, h in hints.items()}
+    return {name: limits[-1] for name, limits in found.items() if limits}
+
+
+def _places(config_class: type) -> list[str]:
+    """The fields that hold a place, or several."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return [name for name, hint in hints.items() if _PLACE in _metadata(hint)]
+
+
+def _metadata(hint: Any) -> list[Any]:
+    """What is annotated in a type, and in its parts."""
+    parts = [item for part in typing.get_args(hint) for item in _metadata(part)]
+    return [*getattr(hint, "__metadata__", ()), *parts]

@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from common.console import say
 from common.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, our share of it, what one file may be
@@ -122,11 +124,33 @@ def made(folder: Path) -> Iterator[None]:
 def lock(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`; the system frees it however the process ends.
 
-    With `busy`, another holder is a `UserError` with that message; without, wait for it.
+    With `busy`, another holder is a `UserError` with that message; without, wait for it. Where the
+    file system has no locks, go on without one, and say so if there is a `busy`.
     """
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise UserError(busy) from None
+        except OSError as error:
+            if busy and error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(busy) from None
+            if busy:
+                say(
+                    f"warning: the file system of {path.parent} has no locks ({error.strerror}); "
+                    "let no second process write there"
+                )
         yield
+
+
+def expand_home(text: str) -> str:
+    """`text` with a leading ~ or ~user replaced. `UserError` for a ~ where there is no home."""
+    expanded = os.path.expanduser(text)
+    if expanded.split("/")[0] == "~":
+        raise UserError(f"{text}: this user has no home folder; write the path out, or set HOME")
+    return expanded
+
+
+def user_cache_folder() -> Path:
+    """The user's cache folder; one of the system's temporary folders where there is no home."""
+    home = os.path.expanduser("~")
+    place = Path(tempfile.gettempdir(), f"cache-{os.getuid()}") if home == "~" else Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or (place if home == "~" else place / ".cache"))

@@ -1,10 +1,19 @@
 import dataclasses
 import json
+import typing
 from typing import Literal
 
+import numpy as np
 import pytest
 from tyro.conf import Positional
 
+import compare
+import embed
+import study
+import train_ae
+import train_joint
+import train_supcon
+from common import config as command_line
 from common.config import Fraction, ImageSize, NonNegativeInt, PositiveFloat, PositiveInt, parse
 from common.errors import UserError
 
@@ -141,3 +150,30 @@ def test_resume_of_another_scripts_run_is_refused(tmp_path):
     path.write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"another script or version \(fields: temperature\)"):
         parse(Config, ["--resume", str(tmp_path / "run")])
+
+
+PLACES = {
+    train_joint: ("data_dir", "run_dir"),
+    train_ae: ("data_dir", "resume"),
+    train_supcon: ("data_dir", "run_dir"),
+    study: ("data_dir", "out"),
+    compare: ("data_dir", "out", "runs"),
+    embed: ("out", "run", "images"),
+}
+
+
+@pytest.mark.parametrize("script", PLACES, ids=lambda script: script.__name__)
+def test_a_tilde_is_the_home_in_every_flag_that_names_a_place(script, monkeypatch):
+    monkeypatch.setenv("HOME", "/users/me")
+    flags = [name for name in PLACES[script] if name not in ("run", "runs", "images")]
+    positional = ["~/x", "~/x"] if script in (compare, embed) else []
+    given = parse(script.Config, [*(f"--{name}=~/x" for name in flags), *positional])
+    for name in PLACES[script]:
+        assert set(np.atleast_1d(getattr(given, name))) == {"/users/me/x"}, name
+
+
+def test_every_flag_whose_name_is_a_place_is_one():
+    for script in PLACES:
+        hints = typing.get_type_hints(script.Config, include_extras=True)
+        named = {"data_dir", "run_dir", "resume", "out", "run", "runs", "images"} & set(hints)
+        assert set(command_line._places(script.Config)) == named, script.__name__

@@ -1,10 +1,22 @@
+import errno
 import json
 import multiprocessing
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from common.files import atomic_write, checksum, lock, read_json, read_rows, write_json
+from common.files import (
+    atomic_write,
+    checksum,
+    expand_home,
+    lock,
+    read_json,
+    read_rows,
+    user_cache_folder,
+    write_json,
+)
 
 
 def test_an_error_in_the_middle_keeps_the_old_file_and_leaves_nothing_over(tmp_path):
@@ -63,3 +75,42 @@ def test_a_lock_keeps_another_process_out_and_is_free_afterwards(tmp_path):
         other.join()
     _try_lock(tmp_path / "lock", answer)
     assert answer.get(timeout=60) == "free"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_goes_on(tmp_path, monkeypatch, capsys, number):
+    def flock(file, operation):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock(tmp_path / ".lock"):  # a short wait for others needs no word
+        assert capsys.readouterr().out == ""
+    with lock(tmp_path / ".lock", busy="in use"):
+        said = capsys.readouterr().out
+    assert f"{tmp_path} has no locks (not here); let no second process" in said
+
+
+def no_home(monkeypatch):
+    """HOME is not set and the user's number has no entry in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+
+
+def test_without_a_home_the_cache_is_temporary(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert user_cache_folder() == tmp_path / ".cache"
+    no_home(monkeypatch)
+    assert user_cache_folder() == Path(tempfile.gettempdir(), "cache-54321")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache_folder() == tmp_path
+
+
+def test_a_tilde_is_the_home_and_is_refused_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/a") == f"{tmp_path}/a" and expand_home("~") == str(tmp_path)
+    assert expand_home("a/~/b~") == "a/~/b~" and expand_home("~nobody-here/a") == "~nobody-here/a"
+    no_home(monkeypatch)
+    with pytest.raises(UserError, match="~/a: this user has no home folder"):
+        expand_home("~/a")

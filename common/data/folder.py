@@ -20,7 +20,14 @@ from tqdm import tqdm
 
 from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk, files_below, visible
 from common.errors import UserError
-from common.files import atomic_write, checksum, lock, read_json, write_json
+from common.files import (
+    atomic_write,
+    checksum,
+    lock,
+    read_json,
+    user_cache_folder,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def load_folder(
     data_dir = Path(data_dir).expanduser().absolute()
     listing = _list_files(data_dir)
     name = f"images-{image_size}-{checksum(json.dumps([DECODE_VERSION, listing]).encode())[:20]}"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user_cache = user_cache_folder()
     place = checksum(os.fsencode(data_dir.resolve()))[:20]
     caches = [data_dir / ".cache", user_cache / "three-latent-spaces" / place]
 

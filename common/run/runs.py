@@ -12,7 +12,7 @@ from typing import Any
 
 from common.config import renamed
 from common.errors import UserError
-from common.files import read_json, read_rows
+from common.files import expand_home, read_json, read_rows
 
 # Flags that say where and how a run is made, not what is trained.
 NOT_IN_A_NAME = (
@@ -35,7 +35,7 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
     own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(2)
     name = f"{method}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
     given = resume if run_dir is None else run_dir
-    path = Path("runs", name) if given is None else Path(given)
+    path = Path("runs", name) if given is None else Path(expand_home(given))
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a broken link; remove it, or choose another folder")
     if path.exists() and not path.is_dir():

@@ -27,7 +27,7 @@ from common import models
 from common.config import parse
 from common.data import datasets
 from common.errors import UserError
-from common.evaluation import probes
+from common.evaluation import probes, report
 from common.run import checkpoints, monitor, runtime, signals, tracking
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
@@ -600,3 +600,53 @@ def test_a_damaged_configuration_is_named_when_a_run_shall_go_on(tmp_path):
 def test_values_at_the_edge_of_sense_run(tmp_path, method, words):
     metrics = run(method, tmp_path / "run", *words.split(), "--test=True")
     assert 0 <= metrics["test/accuracy"] <= 1
+
+
+# A training that diverges to numbers that are still finite
+
+
+def spoil_weights(monkeypatch, factor: float, at: int) -> None:
+    """Multiply all weights, after the step `at` (counted from 1)."""
+    step, steps = accelerate.optimizer.AcceleratedOptimizer.step, []
+
+    def spoiled(self, *words):
+        step(self, *words)
+        steps.append(None)
+        if len(steps) == at:
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.mul_(factor)
+
+    monkeypatch.setattr(accelerate.optimizer.AcceleratedOptimizer, "step", spoiled)
+
+
+@pytest.mark.parametrize("method", SCRIPTS)
+@pytest.mark.parametrize("factor", [1e13, 1e25])
+def test_a_training_of_absurd_but_finite_numbers_stops_when_it_happens(
+    method, factor, tmp_path, monkeypatch
+):
+    spoil_weights(monkeypatch, factor, at=2)
+    with pytest.raises(UserError, match=r"diverged|not finite") as error:
+        run(method, tmp_path / "run")
+    assert "start a new run with a lower --learning_rate" in error.value.message
+    state = checkpoints.load_last(tmp_path / "run/checkpoints", {})
+    assert state["step"] <= 4 and all_finite(state)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_validation_that_is_no_number_stops_the_run_at_its_epoch(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(SCRIPTS["joint"].probes, "accuracy", lambda *words: value)
+    with pytest.raises(UserError, match=r"not finite on validation: val/accuracy, .* at step 4 "):
+        run("joint", tmp_path / "run")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, 1e30])
+def test_latents_that_no_metric_can_take_are_named(value):
+    class Split:
+        def blocks(self):
+            yield torch.zeros(3, 2)
+            yield torch.full((2, 2), value)
+
+    with pytest.raises(UserError, match=r"has diverged: the encoder's outputs reach"):
+        report.encode(torch.nn.Identity(), torch.nn.Identity(), Split())

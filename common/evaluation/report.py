@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.console import say
+from common.errors import UserError
 from common.evaluation import geometry, neighbors, probes, scores
 from common.files import write
 
 ROUNDING_MSE = 1 / (12 * 255**2)  # variance of rounding to 8 bits, images in [0,1]
 LARGEST_PIXEL_SPACE = 2**31  # bytes of flattened training images for kNN on pixels
+LARGEST_LATENT = 1e12  # the sum of squared differences still fits into float32
 LARGEST_PCA = 16_384  # pixels; the covariance of more fills gigabytes
 
 
@@ -34,9 +36,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def encode(encoder: nn.Module, preprocess: nn.Module, split) -> Tensor:
-    """Latents float32 (N,D) of a split's images, in its order; the encoder in eval mode."""
+    """Latents float32 (N,D) of a split's images, in its order; the encoder in eval mode.
+
+    `UserError` for latents that no metric can take: NaN, infinite, or so large that distances
+    between them are.
+    """
     with evaluating(encoder):
-        return torch.cat([encoder(preprocess(images)).float() for images in split.blocks()])
+        latents = torch.cat([encoder(preprocess(images)).float() for images in split.blocks()])
+    if not (largest := latents.abs().max().item()) <= LARGEST_LATENT:  # NaN is not, either
+        raise UserError(
+            f"the training has diverged: the encoder's outputs reach {largest:g}; "
+            "start a new run with a lower --learning_rate"
+        )
+    return latents
 
 
 def pixels(split) -> Iterator[Tensor]:

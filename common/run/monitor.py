@@ -1,4 +1,4 @@
-"""Means of what training steps report, and whether all of it is finite.
+"""Means of what training steps report, and whether all of it is finite and of a sane size.
 
 Values stay on the device. Only `problem` and `means` wait for it, at the rows of the log.
 """
@@ -10,6 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+# Of a loss, a gradient norm or the norm of all weights: beyond it a training has diverged. Squares,
+# and sums of them, still fit into float32.
+LARGEST = 1e12
 SMALLEST_SCALE = 2.0**-14  # of fp16's loss, which starts at 2^16: by then 30 steps were skipped
 
 
@@ -38,17 +41,24 @@ class Monitor:
         self._steps += 1
 
     def problem(self) -> str:
-        """What is not finite since the last row, empty if all is; the same in all processes."""
+        """What is not finite, or too large, since the last row; the same in all processes.
+
+        Empty if nothing is.
+        """
         accelerator = self._accelerator
         tensors = [x for x in self._network.state_dict().values() if x.is_floating_point()]
         values = {**self._sums, "weights": torch.nn.utils.get_total_norm(tensors)}
         values = {name: value.float() for name, value in values.items()}
-        is_wrong = (~torch.stack(list(values.values())).isfinite()).float()
-        wrong = accelerator.reduce(is_wrong, "sum").tolist()
-        if any(wrong):
+        sizes = torch.stack(list(values.values())).abs()
+        is_wrong = torch.stack([~sizes.isfinite(), sizes > LARGEST]).float()  # (2,N)
+        for wrong, what in zip(
+            accelerator.reduce(is_wrong, "sum").tolist(),
+            ("not finite any more", f"beyond {LARGEST:g}, so the training has diverged"),
+            strict=True,
+        ):
             named = zip(values, wrong, strict=True)
-            names = [name.replace("_", " ") for name, count in named if count]
-            return f"not finite any more: {', '.join(names)}"
+            if names := [name.replace("_", " ") for name, count in named if count]:
+                return f"{what}: {', '.join(names)}"
         if accelerator.scaler is not None and accelerator.scaler.get_scale() < SMALLEST_SCALE:
             return f"the gradients overflow at every scale of fp16 ({self.skipped} steps skipped)"
         return ""

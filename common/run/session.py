@@ -193,8 +193,11 @@ class Session:
     ) -> None:
         """Log what was measured after this epoch, and keep the weights of the best one.
 
-        `minimize` or `maximize` names the metric that decides which epoch is best.
+        `minimize` or `maximize` names the metric that decides which epoch is best. `UserError` for
+        a value that is no finite number: the training has diverged.
         """
+        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
+            raise self._diverged(f"not finite on validation: {', '.join(wrong)}")
         cost = runtime.cost(
             self.device, self._seconds, self.steps_per_epoch * self.config.batch_size
         )
@@ -215,11 +218,14 @@ class Session:
 
     def _stop_if_not_finite(self) -> None:
         if problem := self._monitor.problem():
-            raise UserError(
-                f"{problem}, at step {self.step} or shortly before it (precision "
-                f"{self.accelerator.mixed_precision}); start a new run with a lower "
-                f"--learning_rate; {self.run_dir} is kept as of step {self._saved_step}"
-            )
+            raise self._diverged(problem)
+
+    def _diverged(self, problem: str) -> UserError:
+        return UserError(
+            f"{problem}, at step {self.step} or shortly before it (precision "
+            f"{self.accelerator.mixed_precision}); start a new run with a lower "
+            f"--learning_rate; {self.run_dir} is kept as of step {self._saved_step}"
+        )
 
     def _save(self) -> None:
         state = {**self._same, "epoch": self.epoch, "step": self.step, "best": self.best}

@@ -94,3 +94,43 @@ def test_the_facts_name_versions_hardware_and_processes():
     assert facts["mixed_precision"] == "no"
     assert "cores" in facts["device"]
     assert runtime.peak_memory_gib(torch.device("cpu")) > 0.05
+
+
+def test_a_process_starts_again_with_another_precision(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for precision in ("no", "bf16", "no"):
+        assert runtime.start(precision, seed=0).mixed_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"), ("ACCELERATE_DYNAMO_BACKEND", "inductor")],
+)
+def test_settings_of_a_launcher_change_nothing_that_is_trained(monkeypatch, capsys, name, value):
+    monkeypatch.setenv(name, value)
+    accelerator = runtime.start("no", seed=0)
+    assert f"{name}={value} has no effect" in capsys.readouterr().out
+    assert accelerator.gradient_accumulation_steps == 1
+    model = accelerator.prepare(torch.nn.Linear(1, 1, bias=False))
+    assert type(model) is torch.nn.Linear
+    accelerator.backward(model(torch.ones(1, 1)).sum())
+    assert model.weight.grad.item() == 1
+
+
+@pytest.mark.parametrize("name", runtime.OTHER_TRAININGS)
+def test_other_ways_of_training_are_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "false")
+    runtime.start("no", seed=0)
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(UserError, match=f"{name} asks for .* unset it"):
+        runtime.start("no", seed=0)
+
+
+@pytest.mark.parametrize("value", ["", "one", "0", "-2"])
+def test_a_number_of_processes_that_is_none_is_named(monkeypatch, value):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    if value == "":
+        runtime.start("no", seed=0)
+    else:
+        with pytest.raises(UserError, match=f"WORLD_SIZE={value} in the environment is no number"):
+            runtime.start("no", seed=0)

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -66,3 +67,20 @@ def test_a_process_that_another_one_left_alone_says_so(signals, tmp_path, capsys
     assert capsys.readouterr().err == ""
     sys.excepthook(ValueError, ValueError("a mistake"), None)
     assert "ValueError: a mistake" in capsys.readouterr().err
+
+
+def test_in_a_thread_signals_stay_with_the_main_thread(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    ended = []
+
+    def train():
+        signals = Signals(tmp_path)
+        with signals.deferred():
+            assert signals.received == 0
+        signals.restore()
+        ended.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert ended == [before]

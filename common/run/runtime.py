@@ -14,10 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
+from common.console import is_first_process, say
 from common.errors import UserError
 
+# Variables that `accelerate launch` exports for its settings.
+OTHER_TRAININGS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "several kinds of parallelism",
+}
+WITHOUT_EFFECT = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "every step is one of the optimizer"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--compile=True compiles"),
+}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -25,13 +39,20 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 def start(precision: str, seed: int) -> Accelerator:
     """Set threads, device, precision and seed; return Accelerate's view of all processes.
 
+    A process may start several times, each time with another precision.
+
     Raises:
         UserError: a precision that the device cannot train in; processes that do not know of
-            each other (torchrun on a CPU without `ACCELERATE_USE_CPU=true`).
+            each other (torchrun on a CPU without `ACCELERATE_USE_CPU=true`); a way of training
+            that a launcher's settings ask for and the scripts do not know.
     """
     set_threads()
     _keep_freed_memory()
     _follow_launcher()
+    _check_launcher()
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of the run before this one
+        GradientState._reset_state()
     # Accelerate reads ACCELERATE_MIXED_PRECISION=no, which its launcher exports when nothing was
     # said, as a wish. Ours is always explicit.
     accelerator = Accelerator(
@@ -39,15 +60,36 @@ def start(precision: str, seed: int) -> Accelerator:
         cpu=torch.backends.mps.is_available(),  # Apple's GPU lacks float64, which geometry needs
         # the main process evaluates alone for a while; the others must not give up waiting
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        # given, so that the variables of the environment do not count
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
     )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = _number("WORLD_SIZE", 1)
     if started != accelerator.num_processes:
         raise UserError(
-            f"{started} processes were started, but each believes it is alone; "
-            "on a CPU put ACCELERATE_USE_CPU=true before torchrun"
+            f"{started} processes were started, but each believes it is alone; on a CPU put "
+            "ACCELERATE_USE_CPU=true before torchrun (without a launcher: unset WORLD_SIZE)"
         )
     torch.manual_seed(seed)
     return accelerator
+
+
+def _check_launcher() -> None:
+    """Refuse what a launcher's settings would make of the training, and name what has no effect."""
+    for name, what in OTHER_TRAININGS.items():
+        if os.environ.get(name, "false").lower() not in ("", "0", "false", "no"):
+            raise UserError(f"{name} asks for {what}, which these scripts do not do; unset it")
+    for name, (plain, why) in WITHOUT_EFFECT.items():
+        if os.environ.get(name, plain).lower() not in ("", plain):
+            say(f"{name}={os.environ[name]} has no effect: {why}", is_first_process())
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A whole number above 0 from the environment. `UserError` where there is something else."""
+    text = os.environ.get(name) or str(otherwise)
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UserError(f"{name}={text} in the environment is no number of processes; unset it")
+    return int(text)
 
 
 def uses_cuda() -> bool:
@@ -89,7 +131,7 @@ def set_threads() -> None:
         return
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = max(1, cores // _number("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ class Signals:
         self._is_deferred = False
         self._excepthook = sys.excepthook
         sys.excepthook = functools.partial(self._lost_process, sys.excepthook)
+        # in a thread, signals stay with whoever started it: only the main thread can take them
+        is_main = threading.current_thread() is threading.main_thread()
         self._previous = {
             number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in ((signal.SIGTERM, signal.SIGINT) if is_main else ())
         }
 
     @contextlib.contextmanager

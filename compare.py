@@ -53,7 +53,7 @@ class Config:
     robust_images: PositiveInt = 5000  # test images that are corrupted
     label_draws: Draws = 3  # random choices of the few labels
     # Run
-    project: str = "latent-spaces"  # of W&B
+    project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 

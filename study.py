@@ -14,6 +14,7 @@ was stopped. What to expect on 2 CPU cores: digits in two minutes.
     python study.py --dataset cifar10 --epochs 8 --seeds 3
 """
 
+import os
 import shlex
 import shutil
 import tempfile
@@ -100,7 +101,7 @@ class Config:
     # Run
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     out: Place = "study"  # the folder of all runs and results; goes on if it exists
-    project: str = "latent-spaces"  # of W&B
+    project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 
@@ -192,7 +193,7 @@ def main(config: Config) -> dict:
     labels |= {"group": group_of(config), "tags": [METHOD, *runs.own_tags(config.tags)]}
     with tracking.open_tracker(
         report,
-        settings={name: str(value) for name, value in asdict(config).items()},
+        settings={k: v if v is None else str(v) for k, v in asdict(config).items()},
         facts=runtime.facts(runtime.start("no", seed=0)),
         labels=labels,
         mode=config.tracking,
@@ -258,7 +259,10 @@ def named(labels: str) -> str:
 
 def group_of(config: Config) -> str:
     """The name under which W&B files all runs of the study."""
-    return f"study {Path(config.out).resolve().name}"[: runs.LONGEST_NAME]
+    return (
+        os.environ.get("WANDB_RUN_GROUP")
+        or f"study {Path(config.out).resolve().name}"[: runs.LONGEST_NAME]
+    )
 
 
 # --------------------------------------------------------------------------- Planning and training

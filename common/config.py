@@ -95,8 +95,8 @@ class TrainingConfig:
     log_every: PositiveInt = 50  # steps between two rows of train/loss
     run_dir: Place | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
     resume: Place | None = None  # resume the run in this folder, or start there
-    project: str = "latent-spaces"  # of W&B
-    group: str | None = None  # of W&B; None: the data set
+    project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
+    group: str | None = None  # of W&B; None: what W&B is set to, else the data set
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
     """
     if run_dir is not None and resume is not None:
         raise UserError("--run_dir and --resume exclude each other: RUN of --resume is the folder")
-    own = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(2)
+    own = re.sub(r"[^\w.-]+", "-", os.environ.get("WANDB_RUN_ID", ""))[:64] or secrets.token_hex(2)
     name = f"{method}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
     given = resume if run_dir is None else run_dir
     path = Path("runs", name) if given is None else Path(expand_home(given))
@@ -94,8 +95,10 @@ def own_tags(text: str) -> list[str]:
     return list(filter(None, (tag.strip()[:64] for tag in text.split(","))))
 
 
-def check_project(name: str) -> None:
-    """`UserError` for a name that W&B gives no project."""
+def check_project(name: str | None) -> None:
+    """`UserError` for a name that W&B gives no project; None is fine."""
+    if name is None:
+        return
     if len(name) > LONGEST_NAME or any(letter in "/\\#?%:" for letter in name):
         rule = f"at most {LONGEST_NAME} characters, and none of / \\ # ? % :"
         raise UserError(f"--project {name} is no name of a project in W&B: {rule}")

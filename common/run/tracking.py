@@ -7,9 +7,10 @@ training goes on. Only a sweep insists on W&B, since a run that it cannot see is
 import contextlib
 import io
 import json
+import math
 import os
 import re
-import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,21 @@ from common.errors import UserError
 from common.files import append, lock, made, read_json, remove_parts, room_for, write, write_json
 from common.run import wandb_backend
 
+PROJECT = "latent-spaces"  # where neither a flag nor W&B's own settings name one
+CONFUSED = ("class", "images", "accuracy", "mistaken for", "times")
+
 
 def open_tracker(
     run_dir: Path, *, settings: Mapping[str, str | int | float | bool | None],
-    facts: Mapping[str, Any], labels: Mapping[str, Any], mode: str, project: str,
+    facts: Mapping[str, Any], labels: Mapping[str, Any], mode: str, project: str | None,
     keep_rows: int | None, is_main: bool,
 ) -> "Tracker | NullTracker":  # fmt: skip
     """Lock the run folder (made if missing) and start W&B; a `NullTracker` unless `is_main`.
 
     `settings` (the flags) and `facts` (what was found: versions, device, ...) are plain JSON for
-    config.json and W&B, `labels` W&B's name, group, job_type and tags. `mode`: auto, online,
-    offline or disabled; auto asks WANDB_MODE, then goes online if there is a login.
+    config.json and W&B, `labels` W&B's name, group, job_type and tags, which its own variables and
+    settings files replace where no flag says otherwise. `mode`: auto, online, offline or disabled;
+    auto asks WANDB_MODE and the settings files, then goes online if there is a login.
     `keep_rows=None` starts with no rows; a number resumes with that many (those that the
     checkpoint knows of), the first settings and the W&B id; `facts` join the list "resumed".
     `UserError`: unknown mode, or online without a login; the folder is in use or finished, or the
@@ -51,7 +56,7 @@ def open_tracker(
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if keep_rows is None:
             # a start over gets a new id, too: under the old one W&B drops steps that it has seen
-            wandb_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            wandb_id = wandb_backend.new_id()
             if (run_dir / "config.json").exists() and not lines:  # it has seen none
                 wandb_id = read_json(run_dir / "config.json")["facts"]["wandb_id"]
             config = {"settings": dict(settings), "facts": {**facts, "wandb_id": wandb_id}}
@@ -60,7 +65,7 @@ def open_tracker(
             config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
         words = dict(labels)
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
-            words |= {"project": project, "id": config["facts"]["wandb_id"]}
+            words |= {"project": project or PROJECT, "id": config["facts"]["wandb_id"]}
         words |= {"resume": None if keep_rows is None else "allow", "dir": str(run_dir)}
         run, problems = wandb_backend.start(mode, settings, facts, words)
         for problem in problems:
@@ -116,25 +121,42 @@ class Tracker:
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence], step: int) -> None:
         """Send a table to W&B; cells that are uint8 (C,H,W) with C = 1 or 3 become pictures."""
-        names = list(columns)
-        self._send(step, lambda w: {key: w.Table(names, [[_cell(v) for v in row] for row in rows])})
+        cells = lambda: ([_cell(value) for value in row] for row in rows)  # noqa: E731
+        self._send(step, lambda wandb: {key: _table(wandb, key, columns, list(cells()))})
 
     def confusion(
         self, labels: Sequence[int], predictions: Sequence[int], class_names: list[str], step: int
     ) -> None:
-        """Send how class numbers `labels` and `predictions`, both (N,), agree: matrix and bars."""
+        """Send how class numbers `labels` and `predictions`, both (N,), agree: matrix and bars.
+
+        W&B's matrix is a table of all pairs of classes, and it cuts off long tables. Then a table
+        takes its place that names for each class the one that it is taken for most often.
+        """
         pairs = [int(label) for label in labels], [int(label) for label in predictions]
         words = *pairs, list(class_names), "Confusion matrix: true and predicted class"
-        hits = {name: [] for name in class_names}
+        guesses = [Counter() for _ in class_names]
         for label, prediction in zip(*pairs, strict=True):
-            hits[class_names[label]].append(label == prediction)
-        bars = [[name, sum(found) / len(found)] for name, found in hits.items() if found]
+            guesses[label][prediction] += 1
+        bars = [
+            [name, found[k] / found.total()]
+            for k, (name, found) in enumerate(zip(class_names, guesses, strict=True))
+            if found
+        ]
 
         def charts(w) -> dict[str, Any]:
             axes = "class", "accuracy"
-            bar = w.plot.bar(w.Table(list(axes), bars), *axes, "Accuracy of each class")
-            matrix = w.plot.confusion_matrix(None, *words)
-            return {"tables/confusion_matrix": matrix, "tables/class_accuracy": bar}
+            table = _table(w, "tables/class_accuracy", axes, bars)
+            bar = w.plot.bar(table, *axes, "Accuracy of each class")
+            if len(class_names) ** 2 <= w.Table.MAX_ROWS:
+                matrix = w.plot.confusion_matrix(None, *words)
+                return {"tables/confusion_matrix": matrix, "tables/class_accuracy": bar}
+            say(
+                f"W&B: its confusion matrix has no room for {len(class_names)} classes; "
+                "tables/confusions takes its place"
+            )
+            rows = confused(class_names, guesses)
+            table = _table(w, "tables/confusions", CONFUSED, rows)
+            return {"tables/confusions": table, "tables/class_accuracy": bar}
 
         self._send(step, charts)
 
@@ -146,10 +168,16 @@ class Tracker:
             import wandb
 
             valid_name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128]
-            artifact = wandb.Artifact(valid_name, type=kind, metadata=dict(metadata))
-            for file in files:  # by default W&B copies each to its staging folder and its cache
-                artifact.add_file(str(file), policy="immutable", skip_cache=True)
-            self._try(lambda run: run.log_artifact(artifact, aliases=list(aliases)))
+            # its JSON has no infinity and no NaN
+            finite = {k: v if math.isfinite(v) else str(v) for k, v in metadata.items()}
+
+            def send(run: Any) -> None:
+                artifact = wandb.Artifact(valid_name, type=kind, metadata=finite)
+                for file in files:  # by default W&B copies each to its staging folder and its cache
+                    artifact.add_file(str(file), policy="immutable", skip_cache=True)
+                run.log_artifact(artifact, aliases=list(aliases))
+
+            self._try(send)
 
     def best(self, values: Mapping[str, float]) -> None:
         """Put the chosen epoch's values into W&B's summary, as "best/NAME"."""
@@ -189,15 +217,16 @@ class Tracker:
         if self._run is not None and step >= self._run.starting_step - 1:
             import wandb
 
-            values = build(wandb)  # outside of _try: a mistake in here is ours and should be seen
-            self._try(lambda run: run.log(values, step=max(step, run.starting_step)))
+            # W&B refuses some values only when it is given them, others when they are built
+            self._try(lambda run: run.log(build(wandb), step=max(step, run.starting_step)))
 
     def _try(self, action: Callable[[Any], Any]) -> None:
         try:
             if self._run is not None:
                 action(self._run)
         except Exception as error:  # W&B's process died, the server is gone, ...
-            say(f"W&B: {error}".splitlines()[0], is_main=self._is_wandb_well)
+            reason = str(error) or type(error).__name__
+            say(f"W&B: {reason}".splitlines()[0], is_main=self._is_wandb_well)
             self._is_wandb_well = False  # once is enough
 
     def _finish_wandb(self, exit_code: int) -> tuple[str, list[str]]:
@@ -223,6 +252,28 @@ class NullTracker:
     def stop(self, exit_code, reason="") -> None: ...
     def finish(self, summary) -> list[str]:
         return []
+
+
+def confused(class_names: Sequence[str], guesses: Sequence[Counter]) -> list[list[Any]]:
+    """For each class the rows of the columns `CONFUSED`; `guesses` counts its predicted classes.
+
+    Its accuracy is None where it has no images; the last two are where nothing is mistaken.
+    """
+    rows = []
+    for number, (name, found) in enumerate(zip(class_names, guesses, strict=True)):
+        wrong = [(k, count) for k, count in found.most_common() if k != number]
+        other, count = (class_names[wrong[0][0]], wrong[0][1]) if wrong else (None, 0)
+        accuracy = found[number] / found.total() if found else None
+        rows.append([name, found.total(), accuracy, other, count])
+    return rows
+
+
+def _table(wandb: Any, key: str, columns: Sequence[str], rows: Sequence[Sequence]) -> Any:
+    """W&B's table; the rows that it has no room for are left out, and that is said."""
+    most = wandb.Table.MAX_ROWS
+    if len(rows) > most:
+        say(f"W&B: {key} shows the first {most:,} of {len(rows):,} rows; a table holds no more")
+    return wandb.Table(list(columns), list(rows[:most]))
 
 
 def _cell(value: Any) -> Any:

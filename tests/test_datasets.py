@@ -1,6 +1,7 @@
 import gzip
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,33 @@ def test_no_network_and_no_files_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"mnist is not in .* and cannot be downloaded") as error:
         datasets.read("mnist", tmp_path / "nowhere", 32)
     assert "\n" not in error.value.message
+
+
+class Downloaded:
+    """A data set of torchvision's kind: one file, whose content is checked."""
+
+    filename = "archive.tar.gz"
+
+    def __init__(self, root, download):
+        path = Path(root) / "set/images"
+        if download:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("torchvision's")
+        if not path.is_file() or path.read_text() != "torchvision's":
+            raise RuntimeError("Dataset not found or corrupted")
+
+
+def test_a_download_replaces_no_file(tmp_path):
+    datasets._download(Downloaded, tmp_path / "new", {})
+    Downloaded(tmp_path / "new", download=False)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"set", ".download.lock"}
+    mine = tmp_path / "mine/set/images"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(UserError, match=r"set/images is not torchvision's .* move it away"):
+        datasets._download(Downloaded, tmp_path / "mine", {})
+    assert mine.read_text() == "precious"
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"set", ".download.lock"}
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -366,7 +366,10 @@ def test_damaged_cache_is_rebuilt(data_dir, name, content):
 
 def test_half_built_cache_is_cleared_away(data_dir, monkeypatch):
     make_data(data_dir)
-    (data_dir / ".cache/.images-8-0123.part").mkdir(parents=True)  # of a killed process
+    part = data_dir / f".cache/.images-8-{'0' * 20}.part"  # of a killed process
+    part.mkdir(parents=True)
+    folder.write_json(part / "meta.json", folder.MADE_BY)
+    (part / ".images.123.part.npy").touch()
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -377,6 +380,61 @@ def test_half_built_cache_is_cleared_away(data_dir, monkeypatch):
             load_folder(data_dir, 8)
     assert [path.name for path in (data_dir / ".cache").iterdir()] == ["images.lock"]
     load_folder(data_dir, 8)
+
+
+def test_entries_of_the_version_before_are_cleared_away(data_dir):
+    old = data_dir / f".cache/images-8-{'0' * 20}"
+    old.mkdir(parents=True)
+    facts = {"fingerprint": "0" * 64, "is_gray": False, "unreadable": {}}
+    folder.write_json(old / "meta.json", facts)
+    (old / "images.npy").touch()
+    load_folder(make_data(data_dir), 8)
+    assert not old.exists()
+
+
+HEX = "0123456789abcdef0123"
+
+
+@pytest.mark.parametrize("name", [
+    "my-images-8-px/file",
+    "images-8-px/file",
+    f"images-8-{HEX}/file",  # looks like ours, and holds something else
+    f"images-8-{HEX}/images.npy",  # even under the same names, unless it says who made it
+    f".images-8-{HEX}.part/images.npy",
+    f"images-8-{HEX}/meta.json/file",
+    f"images-8-{HEX}",  # a file
+    "images.lock/file",
+    "images.lock",
+])  # fmt: skip
+def test_the_cache_leaves_alone_what_others_put_there(data_dir, name):
+    path = make_data(data_dir) / ".cache" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    for _ in range(2):
+        assert len(load_folder(data_dir, 8).train_images) == 4
+        _replace(data_dir)
+    assert path.read_text() == "precious"
+
+
+def test_the_cache_keeps_a_file_that_was_put_into_its_own_entry(data_dir, tmp_path):
+    load_folder(make_data(data_dir), 8)
+    (entry,) = (data_dir / ".cache").glob("images-8-*")
+    (entry / "notes.txt").write_text("precious")
+    (entry / "images.npy").write_bytes(b"damaged")
+    assert len(load_folder(data_dir, 8).train_images) == 4  # from the user's cache folder
+    _replace(data_dir)
+    load_folder(data_dir, 8)
+    assert (entry / "notes.txt").read_text() == "precious"
+
+
+def test_the_cache_follows_no_link(data_dir, tmp_path):
+    load_folder(make_data(tmp_path / "other"), 8)
+    (other,) = (tmp_path / "other/.cache").glob("images-8-*")
+    (make_data(data_dir) / ".cache").mkdir()
+    (data_dir / ".cache" / f"images-8-{HEX}").symlink_to(other)
+    _add(data_dir)
+    load_folder(data_dir, 8)
+    assert sorted(path.name for path in other.iterdir()) == ["images.npy", "meta.json"]
 
 
 def test_user_cache_where_the_folder_cannot_be_written(data_dir, tmp_path, monkeypatch):

@@ -5,7 +5,12 @@ same ones. The order of the training images is a pure function of (seed, epoch),
 batch: each process takes its slice of it. Folders are read by `folder.py`.
 """
 
+import contextlib
 import dataclasses
+import filecmp
+import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -264,9 +269,8 @@ def _torchvision(
         part = dataset_class(data_dir, **kwargs, download=False)
     except RuntimeError:  # torchvision's error for missing files
         try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with lock(data_dir / ".download.lock"):  # the other processes wait for it
-                part = dataset_class(data_dir, **kwargs, download=True)
+            _download(dataset_class, data_dir, kwargs)
+            part = dataset_class(data_dir, **kwargs, download=False)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":")
             raise UserError(
@@ -286,6 +290,41 @@ def _torchvision(
     if dataset == "mnist":
         class_names = [str(n) for n in range(10)]  # torchvision: "0 - zero"
     return np.ascontiguousarray(images), labels, tuple(class_names)
+
+
+def _download(dataset_class: type, data_dir: Path, kwargs: dict[str, Any]) -> None:
+    """Download a data set of torchvision into `data_dir`; no file that lies there is replaced.
+
+    torchvision writes over files that fail its checks, so it works in a folder of ours, and what is
+    new moves. `UserError` if other files lie in its place.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with lock(data_dir / ".download.lock"):  # the other processes wait for it
+        with contextlib.suppress(RuntimeError):  # another process may have done it
+            dataset_class(data_dir, **kwargs, download=False)
+            return
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=data_dir) as ours:
+            archive = data_dir / getattr(dataset_class, "filename", "")
+            if archive.is_file():  # CIFAR's, not unpacked yet
+                shutil.copy(archive, ours)
+            dataset_class(ours, **kwargs, download=True)
+            files = [path for path in sorted(Path(ours).rglob("*")) if path.is_file()]
+            places = [data_dir / path.relative_to(ours) for path in files]
+            pairs = list(zip(files, places, strict=True))
+            others = [b for a, b in pairs if os.path.lexists(b) and not _equal(a, b)]
+            if others:
+                raise UserError(
+                    f"{others[0]} is not torchvision's file of that name, and is not overwritten; "
+                    "move it away, or name another folder by --data_dir"
+                )
+            for path, place in pairs:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if not place.exists():
+                    path.rename(place)
+
+
+def _equal(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:

@@ -4,9 +4,11 @@
 is decoded is described in `decoding.py`.
 """
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -28,6 +30,12 @@ from common.files import (
     user_cache_folder,
     write_json,
 )
+
+# The cache lies where others may keep things, too: these are the names that it makes.
+ENTRY = re.compile(r"images-\d+-[0-9a-f]{20}|\.images-\d+-[0-9a-f]{20}\.part")
+CONTENT = re.compile(r"images\.npy|meta\.json|\.images\.\d+\.part\.npy|\.meta\.\d+\.part\.json")
+MADE_BY = {"made_by": "latent-spaces"}  # the first thing written into an entry
+FIRST_FORMAT = {"fingerprint", "is_gray", "unreadable"}  # of meta.json before it said who made it
 
 
 @dataclass(frozen=True)
@@ -136,14 +144,18 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show: bool) -> None:
-    """Decode all files into the folder `entry`, which is renamed into place when complete."""
-    for old in entry.parent.glob(f"*images-{size}-*"):  # outdated, damaged or incomplete
-        shutil.rmtree(old)
+    """Decode all files into the folder `entry`, which is renamed into place when complete.
+
+    Entries of the same size that are outdated, damaged or incomplete are removed, if we made them.
+    """
+    part = entry.with_name(f".{entry.name}.part")
+    for old in entry.parent.glob(f"*images-{size}-*"):
+        if _is_ours(old, known=(entry.name, part.name)):
+            _remove(old)
     total, free = len(listing.paths), shutil.disk_usage(entry.parent).free
     needed = 3 * total * size**2 + 2**20
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed >> 20} MiB needed, {free >> 20} MiB free")
-    part = entry.with_name(f".{entry.name}.part")
     part.mkdir()
     write_header = (
         np.lib.format.write_array_header_1_0
@@ -153,6 +165,7 @@ def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show
     hide = None if show else True  # None: hidden if stderr is no terminal
     bar = tqdm(total=total, desc="decoding images", unit=" images", disable=hide)
     try:
+        write_json(part / "meta.json", MADE_BY)
         with bar, atomic_write(part / "images.npy") as file:
             write_header(file, header)
             total_bytes = sum(length for length, _ in listing.stamps)
@@ -167,18 +180,48 @@ def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show
         folders = [path.split("/")[:2] for path in listing.paths if path not in unreadable]
         about = json.dumps([folders, images.shape])
         meta = {"fingerprint": checksum(about.encode(), images.data), "is_gray": is_gray}
-        write_json(part / "meta.json", meta | {"unreadable": unreadable})
+        write_json(part / "meta.json", MADE_BY | meta | {"unreadable": unreadable})
         part.rename(entry)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # renamed, or somebody put a file there
+            _remove(part)
+
+
+def _is_ours(entry: Path, known: tuple[str, ...]) -> bool:
+    """Whether a folder holds only files of this cache, and one of them says that we made it.
+
+    The `known` names need no such proof: only a checksum of this very data set leads to them.
+    """
+    if not ENTRY.fullmatch(entry.name) or entry.is_symlink() or not entry.is_dir():
+        return False
+    files = list(os.scandir(entry))
+    if not all(CONTENT.fullmatch(e.name) and e.is_file(follow_symlinks=False) for e in files):
+        return False
+    try:
+        meta = read_json(entry / "meta.json")
+    except UserError:
+        meta = None
+    is_signed = isinstance(meta, dict) and (
+        MADE_BY.items() <= meta.items() or set(meta) == FIRST_FORMAT
+    )
+    return is_signed or entry.name in known
+
+
+def _remove(entry: Path) -> None:
+    """Delete an entry of the cache, file by file; `OSError` if anything else lies in it."""
+    for file in os.scandir(entry):
+        if CONTENT.fullmatch(file.name):
+            os.unlink(file.path)
+    entry.rmdir()
 
 
 def _read_entry(entry: Path, data_dir: Path, listing: _Listing, size: int) -> tuple | None:
     """The cached images and {path: reason} of files left out; None if the cache is incomplete."""
     try:
-        fingerprint, is_gray, unreadable = read_json(entry / "meta.json").values()
+        meta = read_json(entry / "meta.json")
+        fingerprint, is_gray, unreadable = (meta[name] for name in sorted(FIRST_FORMAT))
         images = np.load(entry / "images.npy", mmap_mode="r")
-    except (UserError, OSError, ValueError, EOFError, AttributeError):
+    except (UserError, OSError, ValueError, EOFError, TypeError, KeyError):
         return None
     kept = [path for path in listing.paths if path not in unreadable]
     if images.dtype != np.uint8 or images.shape != (len(kept), 3, size, size):

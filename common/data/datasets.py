@@ -77,11 +77,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """The splits of a data set; the first three share one source.
+    """The splits of a data set.
 
     `train` are the training images with labels, `pretrain` all of them, for methods that learn
-    without labels: the same unless labels are few. `mean` and `std` are those of each channel of
-    `pretrain`, in [0,1].
+    without labels: the same unless labels are few or missing (-1). `mean` and `std` are those of
+    each channel of `pretrain`, in [0,1].
     """
 
     train: Split
@@ -155,32 +155,40 @@ def split_data(
 ) -> ImageData:
     """Split off validation (and test, if there is none); compute mean and std for normalization.
 
-    `arrays` may also come from `folder.load_folder`. `limit_train` keeps that many training
-    images, stratified, of which `labels_per_class` keep their labels, drawn with `seed`: with one
-    seed the images of a smaller number are among those of a larger one. Validation and test stay
-    whole, with their labels.
+    `arrays` may also come from `folder.load_folder`. Images without a label join `pretrain` alone.
+    `limit_train` keeps that many training images, stratified, those with a label first, of which
+    `labels_per_class` keep their labels, drawn with `seed`: with one seed the images of a smaller
+    number are among those of a larger one. Validation and test stay whole, with their labels.
 
     Raises:
         UserError: too few images to split, or fewer than `labels_per_class` of some class.
     """
     train_images, train_labels = arrays.train_images, arrays.train_labels
     test_images, test_labels = arrays.test_images, arrays.test_labels
-    order = stratified_order(train_labels, SPLIT_SEED)
+    validation_images, validation_labels = arrays.validation_images, arrays.validation_labels
+    labelled, unlabelled = (
+        np.flatnonzero(is_it) for is_it in (train_labels >= 0, train_labels < 0)
+    )
+    order = labelled[stratified_order(train_labels[labelled], SPLIT_SEED)]
     if test_images is None:
         count = max(1, round(TEST_FRACTION * len(order)))
         test_images, test_labels, test_rows = train_images, train_labels, order[:count]
         order = order[count:]
     else:
         test_rows = np.arange(len(test_labels))
-    count = max(1, round(VALIDATION_FRACTION * len(order)))
-    validation_rows, train_rows = order[:count], order[count:]
-    if len(train_rows) < 2:
-        raise UserError(f"{len(train_labels)} images are too few to hold some out; add images")
-    pretrain_rows = train_rows[:limit_train]
-    train_rows = pretrain_rows
+    if validation_images is None:
+        count = max(1, round(VALIDATION_FRACTION * len(order)))
+        validation_images, validation_labels = train_images, train_labels
+        validation_rows, order = order[:count], order[count:]
+    else:
+        validation_rows = np.arange(len(validation_labels))
+    if len(order) < 2:
+        raise UserError(f"{len(labelled)} images are too few to hold some out; add images")
+    train_rows = order[:limit_train]
+    unlabelled = np.random.RandomState(SPLIT_SEED).permutation(unlabelled)
+    pretrain_rows = np.concatenate([order, unlabelled])[:limit_train]
     if labels_per_class:
-        few = few_per_class(train_labels[pretrain_rows], labels_per_class, seed)
-        train_rows = pretrain_rows[few]
+        train_rows = train_rows[few_per_class(train_labels[train_rows], labels_per_class, seed)]
         sizes = np.bincount(train_labels[train_rows], minlength=len(arrays.class_names))
         if sizes.min() < labels_per_class:
             name = arrays.class_names[int(sizes.argmin())]
@@ -190,7 +198,10 @@ def split_data(
             )
 
     train_source = _as_tensor(train_images)
-    test_source = train_source if test_images is train_images else _as_tensor(test_images)
+    validation_source, test_source = (
+        train_source if images is train_images else _as_tensor(images)
+        for images in (validation_images, test_images)
+    )
     mean, std = channel_statistics(train_images, pretrain_rows)
 
     def split(source: Tensor, labels: np.ndarray, rows: np.ndarray) -> Split:
@@ -199,7 +210,7 @@ def split_data(
     return ImageData(
         train=split(train_source, train_labels, train_rows),
         pretrain=split(train_source, train_labels, pretrain_rows),
-        validation=split(train_source, train_labels, validation_rows),
+        validation=split(validation_source, validation_labels, validation_rows),
         test=split(test_source, test_labels, test_rows),
         class_names=arrays.class_names,
         mean=mean,

@@ -7,7 +7,9 @@ bicubic filter, center crop. If the short side is S already, the image is croppe
 """
 
 import contextlib
+import functools
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -26,6 +28,20 @@ AHEAD = 8  # chunks per thread that are decoded in advance
 SMALL = 4096  # bytes of a file of which Python's part takes longer than Pillow's
 
 
+# Folders that systems and programs leave among images, and those of thumbnails and masks.
+SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"}
+SYSTEM_FOLDERS |= {"lost+found"}
+COMPANION_FOLDERS = {"thumbnails", "thumbs", "previews", "masks", "segmentations"}
+# NAME_mask beside NAME is no image of its own
+COMPANION = re.compile(
+    r"(?:thumb_|thumbnail_|mask_)?(.+?)"
+    r"(?:[ ._-](?:mask|masks|seg|segmentation|thumb|thumbnail|preview)(?:[ _-]?\d+)?)?",
+    re.IGNORECASE,
+)
+RAW = {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef"}
+RAW |= {".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+
+
 def visible(folder: str | Path) -> list[os.DirEntry]:
     """The entries of a folder by name, without hidden ones and those of operating systems."""
     try:
@@ -36,17 +52,80 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
     return [e for e in entries if e.name[0] != "." and e.name.lower() not in others]
 
 
-def files_below(folder: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (path, bytes, ns) of the visible files at any depth, one system call each."""
-    for entry in visible(folder):
+def files_below(folder: str, left_out: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
+    """Yield (path, bytes, ns) of the visible files at any depth, one system call each.
+
+    Not those that belong to an image: folders such as @eaDir, .thumbnails and masks, NAME_mask
+    beside NAME, and a RAW file beside its picture. Those with an image's suffix join `left_out`.
+    """
+    shown = visible(folder)
+    if left_out is not None:
+        left_out += _pictures_in_hidden_folders(folder)
+    companions = _companions([entry.name for entry in shown])
+    for entry in shown:
         if entry.is_dir(follow_symlinks=False):  # a link may be a cycle; `_decode` reports it
-            yield from files_below(entry.path)
+            if entry.name.lower() not in SYSTEM_FOLDERS | COMPANION_FOLDERS:
+                yield from files_below(entry.path, left_out)
+            elif left_out is not None:
+                left_out += pictures_below(entry.path)
+            continue
+        if entry.name in companions:
+            if left_out is not None:
+                left_out.append(entry.path)
             continue
         try:
             status = entry.stat()
             yield entry.path, status.st_size, status.st_mtime_ns
         except OSError:  # a broken link, named likewise
             yield entry.path, 0, 0
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes of image files, in lower case, with those of RAW files."""
+    Image.init()
+    return frozenset(Image.registered_extensions()) | RAW
+
+
+def is_picture(entry: os.DirEntry | str) -> bool:
+    """Whether a file has an image's suffix."""
+    is_file = isinstance(entry, str) or entry.is_file()
+    return is_file and os.path.splitext(entry)[1].lower() in picture_suffixes()
+
+
+def _companions(names: list[str]) -> set[str]:
+    """Those of the names in a folder that are masks, thumbnails or RAW files of another one."""
+    split = {name: os.path.splitext(name) for name in names}
+    pictures = {name for name in names if split[name][1].lower() in picture_suffixes()}
+    raw = {name for name in pictures if split[name][1].lower() in RAW}
+    developed = {split[name][0] for name in pictures - raw}
+    found = {name for name in raw if split[name][0] in developed}
+    for name in pictures - raw:
+        match = COMPANION.fullmatch(split[name][0])
+        if match and match[1] != split[name][0] and match[1] in developed:
+            found.add(name)
+    return found
+
+
+def _pictures_in_hidden_folders(folder: str) -> list[str]:
+    hidden = sorted(e.path for e in os.scandir(folder) if e.name[0] == "." and _is_folder(e))
+    return [path for name in hidden for path in pictures_below(name)]
+
+
+def pictures_below(folder: str) -> list[str]:
+    """All files with an image's suffix at any depth, hidden or not; none where we may not look."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if _is_folder(entry):
+                found += pictures_below(entry.path)
+            elif is_picture(entry.path):
+                found.append(entry.path)
+    return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 def decode_chunk(
@@ -102,6 +181,8 @@ def _decode(path: str, image_size: int, border: int) -> np.ndarray:
     """Decode one file to uint8 (3,S,S); any exception means that it cannot be read."""
     if not os.path.isfile(path):  # opening a pipe would block
         raise OSError("broken link" if not os.path.exists(path) else "no regular file")
+    if os.path.splitext(path)[1].lower() in RAW:
+        raise OSError("a RAW file, of which only the preview can be read: convert it")
     with Image.open(path) as image:
         # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which may not be whole pixels
         drafted = image.draft(None, (2 * image_size, 2 * image_size))

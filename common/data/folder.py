@@ -1,7 +1,6 @@
 """Image folders: list, decode in parallel, and cache as one array.
 
-`load_folder` reads `data_dir/train/CLASS/*` and, if it exists, `data_dir/test/CLASS/*`. How a file
-is decoded is described in `decoding.py`.
+Where the images may lie is described in `layout.py`, how a file is decoded in `decoding.py`.
 """
 
 import contextlib
@@ -10,17 +9,15 @@ import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk, files_below, visible
+from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk
+from common.data.layout import PARTS, Listing, list_files, say, some
 from common.errors import UserError
 from common.files import (
     atomic_write,
@@ -42,19 +39,16 @@ FIRST_FORMAT = {"fingerprint", "is_gray", "unreadable"}  # of meta.json before i
 class Arrays:
     """All images and labels of a data set; C is 1 or 3. Those of a folder are read-only."""
 
-    train_images: np.ndarray  # uint8 (N,C,S,S)
-    train_labels: np.ndarray  # int64 (N,), index into class_names
+    train_images: np.ndarray  # uint8 (N,C,S,S), with those that have no label
+    train_labels: np.ndarray  # int64 (N,), index into class_names; -1: no label
     test_images: np.ndarray | None  # uint8 (M,C,S,S); None if there is no test part
     test_labels: np.ndarray | None  # int64 (M,)
-    class_names: tuple[str, ...]  # of a folder: the sorted names of the subfolders of train/
+    class_names: tuple[str, ...]  # of a folder: the sorted names of the class folders
     fingerprint: str  # SHA-256 of pixels, labels and class names
-
-
-class _Listing(NamedTuple):
-    class_names: tuple[str, ...]
-    has_test: bool
-    paths: list[str]  # relative to data_dir, in the order of the array: train, then test
-    stamps: list[list[int]]  # size in bytes, modification time in ns
+    validation_images: np.ndarray | None = (
+        None  # uint8 (V,C,S,S); None: a tenth of train is held out
+    )
+    validation_labels: np.ndarray | None = None  # int64 (V,)
 
 
 def load_folder(
@@ -63,16 +57,17 @@ def load_folder(
     """Load all images below `data_dir` as uint8 arrays (N,C,S,S), S = `image_size` pixels.
 
     C is 1 if the pixels of all images are gray, else 3 (RGB). Images are sorted by class and path.
-    Hidden files, Thumbs.db, desktop.ini and files outside a class folder are ignored. A class may
-    lack test images. The decoded images are cached in `data_dir/.cache`, or in the user's cache
-    folder if that is not writable, and used until a path, size or modification time differs; a
-    cache is checked for completeness, not for its content. `UserError` for a folder that is missing
-    or has another layout, a class without images, no room for the cache, and unreadable files,
-    which `skip_unreadable` leaves out and counts on stderr.
+    Hidden files, Thumbs.db, desktop.ini, thumbnails, masks and files outside a class folder are
+    left out. A class may lack test images. The decoded images are cached in `data_dir/.cache`, or
+    in the user's cache folder if that is not writable, and used until a path, size or modification
+    time differs; a cache is checked for completeness, not for its content. `UserError` for a folder
+    that is missing or has another layout, a class without images, no room for the cache, and
+    unreadable files, which `skip_unreadable` leaves out and counts on stderr.
     """
     data_dir = Path(data_dir).expanduser().absolute()
-    listing = _list_files(data_dir)
-    name = f"images-{image_size}-{checksum(json.dumps([DECODE_VERSION, listing]).encode())[:20]}"
+    listing = list_files(data_dir)
+    about = [DECODE_VERSION, listing._replace(notes=[])]
+    name = f"images-{image_size}-{checksum(json.dumps(about).encode())[:20]}"
     user_cache = user_cache_folder()
     place = checksum(os.fsencode(data_dir.resolve()))[:20]
     caches = [data_dir / ".cache", user_cache / "three-latent-spaces" / place]
@@ -95,55 +90,19 @@ def load_folder(
 
     (images, unreadable), total = found, len(listing.paths)
     if unreadable and not skip_unreadable:
-        named = _some({f"{path} ({reason})" for path, reason in unreadable.items()})
+        named = some({f"{path} ({reason})" for path, reason in unreadable.items()})
         what = f"{len(unreadable)} of {total} files in {data_dir} cannot be read as images"
         raise UserError(f"{what}: {named}; delete them or pass --skip_unreadable=True")
-    folders = {path: "/".join(path.split("/")[:2]) for path in listing.paths}
+    folders = dict(zip(listing.paths, map("/".join, listing.folders), strict=True))
     readable = {folder for path, folder in folders.items() if path not in unreadable}
     if lost := set(folders.values()) - readable:
-        raise UserError(f"{data_dir} has classes without a readable image: {_some(lost)}")
-    if unreadable and os.environ.get("RANK", "0") == "0":
-        print(f"skipped {len(unreadable)} of {total} files: no readable images", file=sys.stderr)
+        raise UserError(f"{data_dir} has classes without a readable image: {some(lost)}")
+    skipped = f"skipped {len(unreadable)} of {total} files: no readable images"
+    say(listing.notes + ([skipped] if unreadable else []))
     return images
 
 
-def _list_files(data_dir: Path) -> _Listing:
-    """List the files of all classes. `UserError` if the layout is not the expected one."""
-    train, test = data_dir / "train", data_dir / "test"
-    if not data_dir.is_dir():
-        raise UserError(f"there is no folder {data_dir}; --data_dir must hold train/CLASS/*")
-    if not train.is_dir():
-        names = [name for name in _folders(data_dir) if name != "test"]
-        advice = f"; if {_some(names)} are classes, move them into train/" if names else ""
-        raise UserError(f"{data_dir} lacks train/; wanted: train/CLASS/* (test/CLASS/*){advice}")
-    class_names = tuple(_folders(train))
-    if not class_names:
-        raise UserError(f"{train} has no class folders; move the images into train/CLASS/")
-    test_names = _folders(test) if test.is_dir() else []
-    if extra := set(test_names) - set(class_names):
-        raise UserError(f"{test} has classes that train/ lacks: {_some(extra)}; rename or remove")
-
-    folders = [train / name for name in class_names] + [test / name for name in test_names]
-    below = [file for folder in folders for file in files_below(str(folder))]
-    files = [(path[len(str(data_dir)) + 1 :], stamp) for path, *stamp in below]
-    full = {path.split("/")[1] for path, _ in files if path.startswith("train/")}
-    if empty := set(class_names) - full:
-        raise UserError(f"{train} has classes without images: {_some(empty)}; fill or remove them")
-    if test.is_dir() and not files[-1][0].startswith("test/"):
-        raise UserError(f"{test} has no images in class folders; fill it or remove it")
-    return _Listing(class_names, test.is_dir(), *map(list, zip(*files, strict=True)))
-
-
-def _folders(folder: Path) -> list[str]:
-    return [e.name for e in visible(folder) if not os.path.isfile(e.path)]  # also broken links
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-
-
-def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show: bool) -> None:
+def _build_entry(entry: Path, data_dir: Path, listing: Listing, size: int, show: bool) -> None:
     """Decode all files into the folder `entry`, which is renamed into place when complete.
 
     Entries of the same size that are outdated, damaged or incomplete are removed, if we made them.
@@ -177,7 +136,8 @@ def _build_entry(entry: Path, data_dir: Path, listing: _Listing, size: int, show
             file.seek(0)
             write_header(file, header | {"shape": (total - len(unreadable), 3, size, size)})
         images = np.load(part / "images.npy", mmap_mode="r")
-        folders = [path.split("/")[:2] for path in listing.paths if path not in unreadable]
+        pairs = zip(listing.paths, listing.folders, strict=True)
+        folders = [folder for path, folder in pairs if path not in unreadable]
         about = json.dumps([folders, images.shape])
         meta = {"fingerprint": checksum(about.encode(), images.data), "is_gray": is_gray}
         write_json(part / "meta.json", MADE_BY | meta | {"unreadable": unreadable})
@@ -215,7 +175,7 @@ def _remove(entry: Path) -> None:
     entry.rmdir()
 
 
-def _read_entry(entry: Path, data_dir: Path, listing: _Listing, size: int) -> tuple | None:
+def _read_entry(entry: Path, data_dir: Path, listing: Listing, size: int) -> tuple | None:
     """The cached images and {path: reason} of files left out; None if the cache is incomplete."""
     try:
         meta = read_json(entry / "meta.json")
@@ -223,14 +183,18 @@ def _read_entry(entry: Path, data_dir: Path, listing: _Listing, size: int) -> tu
         images = np.load(entry / "images.npy", mmap_mode="r")
     except (UserError, OSError, ValueError, EOFError, TypeError, KeyError):
         return None
-    kept = [path for path in listing.paths if path not in unreadable]
+    rows = zip(listing.paths, listing.parts, listing.labels, strict=True)
+    kept = [(part, label) for path, part, label in rows if path not in unreadable]
     if images.dtype != np.uint8 or images.shape != (len(kept), 3, size, size):
         return None
     if len(decode_chunk(list(unreadable), size, root=data_dir)[0]):  # readable now
         return None
-    labels = np.searchsorted(listing.class_names, [path.split("/")[1] for path in kept])
-    train_count = sum(path.startswith("train/") for path in kept)
-    train, test = np.split(images[:, : 1 if is_gray else 3], [train_count])
-    train_labels, test_labels = np.split(labels, [train_count])
-    tests = (test, test_labels) if listing.has_test else (None, None)
-    return Arrays(train, train_labels, *tests, listing.class_names, fingerprint), unreadable
+    parts, labels = [part for part, _ in kept], np.array([label for _, label in kept], np.int64)
+    ends = np.cumsum([parts.count(part) for part in PARTS])[1:-1]  # of unlabelled and validation
+    (train, validation, test), (train_labels, validation_labels, test_labels) = (
+        np.split(array, ends) for array in (images[:, : 1 if is_gray else 3], labels)
+    )
+    tests = (test, test_labels) if "test" in listing.parts else (None, None)
+    validations = (validation, validation_labels) if "validation" in listing.parts else (None, None)
+    names = listing.class_names, fingerprint
+    return Arrays(train, train_labels, *tests, *names, *validations), unreadable

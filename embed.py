@@ -76,6 +76,7 @@ def main(config: Config) -> dict[str, float]:
         sum(files.values()),
         TORCHVISION_SIZE if is_torchvision else description["image_size"],
         border=BORDER if description["dataset"] in BORDERED else 0,
+        white=description.get("white"),
     )
     paths: list[str] = []
     pixels = readable(chunks, files, description["channels"], config, paths)

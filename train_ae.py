@@ -145,7 +145,7 @@ def main(config: Config) -> dict[str, float]:
         session.load_best(network)
         encoder = network.encoder
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
-        about |= {"mean": half, "std": half}
+        about |= {"mean": half, "std": half, "white": config.white}
         models.save_encoder(session.run_dir, encoder, architecture | about)
         session.say("training the classifier on the frozen encoder, then measuring and drawing")
         views = min(config.classifier_views, config.classifier_epochs)  # one for each epoch

@@ -155,7 +155,7 @@ def main(config: Config) -> dict[str, float]:
         session.load_best(network)
         encoder, classifier = network.encoder, network.classifier
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
-        about |= {"mean": images.mean, "std": images.std}
+        about |= {"mean": images.mean, "std": images.std, "white": config.white}
         models.save_encoder(session.run_dir, encoder, architecture | about)
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
         session.say("measuring and drawing")

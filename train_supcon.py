@@ -167,7 +167,7 @@ def main(config: Config) -> dict[str, float]:
         session.load_best(network)
         encoder = network.encoder
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
-        about |= {"mean": images.mean, "std": images.std}
+        about |= {"mean": images.mean, "std": images.std, "white": config.white}
         models.save_encoder(session.run_dir, encoder, architecture | about)
         session.say("training the linear classifiers, then measuring and drawing")
         latents = report.encode_splits(encoder, preprocess, images, config.test)

@@ -50,6 +50,7 @@ PositiveInt = Annotated[int, Limits(1, 1_000_000)]  # epochs, channels, images i
 BatchSize = Annotated[int, Limits(2, 1_000_000)]  # batch norm needs at least two images
 NonNegativeInt = Annotated[int, Limits(0, 2**31 - 1)]  # seeds, warm-up epochs
 ImageSize = Annotated[int, Limits(8, 1024, multiple_of=8)]  # three halvings leave whole pixels
+White = Annotated[float, Limits(0, 2**32, low_is_allowed=False)]  # a gray value
 PositiveFloat = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
 NonNegativeFloat = Annotated[float, Limits(0, 1e6)]  # weight decay
 Fraction = Annotated[float, Limits(0, 1)]  # shares, alpha
@@ -78,6 +79,7 @@ class TrainingConfig:
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
     labels_per_class: PositiveInt | None = None  # only so many training images keep their label
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
+    white: White | None = None  # folder: white of 16-bit and float images; None: 65535, 1 of float
     # Model
     encoder: EncoderName = "cnn"  # the network in front of the latents
     width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the others

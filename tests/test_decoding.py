@@ -103,7 +103,7 @@ def test_who_stops_reading_stops_the_decoding(folder, monkeypatch):
         begun.append(path)
         if len(begun) > 1:
             go_on.wait(10)
-        return np.zeros((3, 8, 8), np.uint8)
+        return np.zeros((3, 8, 8), np.uint8), None
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(decoding, "_decode", slow)
@@ -112,3 +112,72 @@ def test_who_stops_reading_stops_the_decoding(folder, monkeypatch):
     threading.Timer(0.2, go_on.set).start()
     chunks.close()
     assert len(begun) <= 4
+
+
+def deep_grays(top, dtype=np.uint16):
+    """All of 64 steps up to `top`, as an image of 8×8."""
+    return np.linspace(0, top, 64).reshape(8, 8).astype(dtype)
+
+
+@pytest.mark.parametrize("top, suffix, dtype, advised", [
+    (4095, "png", np.uint16, 4095),
+    (2899, "tiff", np.uint16, 4095),
+    (1023, "png", np.uint16, 1023),
+    (16383, "pgm", np.uint16, 16383),
+    (0.01, "tiff", np.float32, 0.01),
+])  # fmt: skip
+def test_dark_images_of_more_than_8_bits_are_said_and_scaled(tmp_path, top, suffix, dtype, advised):
+    Image.fromarray(deep_grays(top, dtype)).save(tmp_path / f"x.{suffix}")
+    deep = {}
+    pixels, unreadable = decode_chunk([f"x.{suffix}"], 8, root=tmp_path, deep=deep)
+    assert not unreadable and pixels.max() <= 64
+    (note,) = decoding.notes_on_depth(deep.values(), None)
+    assert "1 16-bit images are dark" in note or "1 float images are dark" in note
+    assert note.endswith(f"; --white {advised} makes that value white")
+    deep = {}
+    pixels, _ = decode_chunk([f"x.{suffix}"], 8, root=tmp_path, white=advised, deep=deep)
+    expected = np.rint(deep_grays(top, dtype) * (255 / advised))
+    np.testing.assert_allclose(pixels[0, 0], expected, atol=1)
+    (note,) = decoding.notes_on_depth(deep.values(), advised)
+    assert note.endswith(f": the value {advised:,} is white")
+
+
+def test_images_that_use_their_range_are_not_remarked(tmp_path):
+    Image.fromarray(deep_grays(60000)).save(tmp_path / "16.png")
+    Image.fromarray(deep_grays(0.9, np.float32)).save(tmp_path / "f.tiff")
+    Image.fromarray(deep_grays(9, np.uint8)).save(tmp_path / "8.png")  # dark, and nothing is lost
+    deep = {}
+    decode_chunk(["16.png", "f.tiff", "8.png"], 8, root=tmp_path, deep=deep)
+    assert set(deep) == {"16.png", "f.tiff"}
+    assert decoding.notes_on_depth(deep.values(), None) == []
+
+
+def test_one_bright_image_does_not_hide_dark_ones(tmp_path):
+    depths = [decoding.Depth("16-bit", 65535, 65535)] + [decoding.Depth("16-bit", 4000, 65535)] * 3
+    (note,) = decoding.notes_on_depth(depths, None)
+    assert "half of them reach 4000 of 65535" in note.replace(",", "") and "scale them" in note
+
+
+def test_16_bits_of_each_color_are_noticed(tmp_path):
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    colors = np.random.default_rng(0).integers(0, 4096, (8, 8, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in colors)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    deep = {}
+    decode_chunk(["x.png"], 8, root=tmp_path, deep=deep)
+    (note,) = decoding.notes_on_depth(deep.values(), None)
+    assert "1 16-bit color images are dark: they reach 15 of 255" in note and "full range" in note
+
+
+def test_values_beyond_white_are_refused(tmp_path):
+    Image.fromarray(deep_grays(5000)).save(tmp_path / "x.png")
+    _, unreadable = decode_chunk(["x.png"], 8, root=tmp_path, white=4095)
+    assert unreadable == {"x.png": "gray values outside 0..4095"}

@@ -470,10 +470,10 @@ def test_two_at_once_decode_once(data_dir, monkeypatch):
     make_data(data_dir)
     decoded, results, decode = [], [], decoding._decode
 
-    def slow(path, image_size, border):
+    def slow(path, *words):
         decoded.append(path)
         time.sleep(0.02)
-        return decode(path, image_size, border)
+        return decode(path, *words)
 
     monkeypatch.setattr(decoding, "_decode", slow)
     threads = [
@@ -640,4 +640,19 @@ def test_huge_images(data_dir, monkeypatch, recwarn):
     assert load_folder(data_dir, 8).train_images.shape == (1, 3, 8, 8) and not recwarn.list
     save(path, noise(0, 15, 15, 3))  # and refuses
     with pytest.raises(UserError, match=r"train/c/x.png \(Image size \(225 pixels\) exceeds"):
+        load_folder(data_dir, 8)
+
+
+def test_deep_gray_is_said_each_time_and_white_is_part_of_the_cache(data_dir, capsys):
+    for number in range(3):
+        steps = np.random.default_rng(number).integers(800, 2900, (8, 8)).astype(np.uint16)
+        save(data_dir / f"train/c/{number}.png", steps)
+    for _ in range(2):  # decoded, then from the cache
+        assert len(np.unique(load_folder(data_dir, 8).train_images)) < 12
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "--white 4095 makes that value white" in said
+    assert len(np.unique(load_folder(data_dir, 8, white=4095).train_images)) > 80
+    assert capsys.readouterr().err == "3 16-bit images: the value 4,095 is white\n"
+    save(data_dir / "train/c/f.tiff", np.full((8, 8), 300, np.float32))
+    with pytest.raises(UserError, match=r"outside 0..1\); .*--white is the gray value"):
         load_folder(data_dir, 8)

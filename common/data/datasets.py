@@ -116,7 +116,7 @@ class ImageData:
 def load(config: Any, show_progress: bool = True) -> ImageData:
     """Read the data set of a `TrainingConfig` and split it: `read`, then `split_data`."""
     place = config.dataset, config.data_dir, config.image_size
-    arrays = read(*place, config.skip_unreadable, show_progress)
+    arrays = read(*place, config.skip_unreadable, show_progress, config.white)
     return split_data(arrays, config.limit_train, config.labels_per_class, config.seed)
 
 
@@ -126,6 +126,7 @@ def read(
     image_size: int,
     skip_unreadable: bool = False,
     show_progress: bool = True,
+    white: float | None = None,
 ) -> Arrays:
     """Read a named data set, downloading it if it is not in `data_dir` yet, or an image folder.
 
@@ -134,7 +135,9 @@ def read(
     """
     data_dir = Path(data_dir)
     if dataset == "folder":
-        return load_folder(data_dir, image_size, skip_unreadable, show_progress)
+        return load_folder(data_dir, image_size, skip_unreadable, show_progress, white)
+    if white is not None:
+        raise UserError(f"--white is for --dataset folder, not {dataset}; leave it out")
     test_images, test_labels = None, None
     if dataset == "digits":
         train_images, train_labels, class_names = _digits(image_size)

@@ -3,7 +3,8 @@
 A file becomes a square of S = `image_size` pixels: EXIF orientation applied, first frame of an
 animation, transparency composited on white (as in browsers), short side resized with an antialiased
 bicubic filter, center crop. If the short side is S already, the image is cropped, not resized.
-16-bit grayscale is divided by 257, so that white stays white; floating point must lie in 0..1.
+Of 16-bit grayscale 65535 becomes white, of floating point 1, unless another `white` is given, as
+4095 for 12 bits in 16-bit files; values outside 0..white are refused.
 """
 
 import contextlib
@@ -12,18 +13,19 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from common.errors import UserError
 
-DECODE_VERSION = 1  # increase it whenever the same file would give other pixels
+DECODE_VERSION = 2  # increase it whenever the same file would give other pixels
 AHEAD = 8  # chunks per thread that are decoded in advance
 SMALL = 4096  # bytes of a file of which Python's part takes longer than Pillow's
 
@@ -40,6 +42,14 @@ COMPANION = re.compile(
 )
 RAW = {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef"}
 RAW |= {".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+
+
+class Depth(NamedTuple):
+    """Of an image of more than 8 bits: its kind, its largest value, and the value of white."""
+
+    kind: Literal["16-bit", "float", "16-bit color"]
+    brightest: float
+    white: float
 
 
 def visible(folder: str | Path) -> list[os.DirEntry]:
@@ -128,20 +138,55 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return entry.is_dir(follow_symlinks=False)
 
 
+def notes_on_depth(depths: Iterable[Depth], white: float | None) -> list[str]:
+    """A line for each kind of images that keeps few of 256 levels, or whose white was chosen."""
+    kinds, notes = {}, []
+    for kind, brightest, full in depths:
+        kinds.setdefault((kind, full), []).append(brightest)
+    for (kind, full), values in sorted(kinds.items()):
+        top, usual, count = max(values), float(np.median(values)), f"{len(values):,} {kind} images"
+        whole = 2 ** max(int(top).bit_length(), 1) - 1 if kind == "16-bit" else top
+        is_chosen = white is not None and kind != "16-bit color"
+        if top < full / 2 or usual < full / 8:
+            reach = top if top < full / 2 else usual
+            advice = f"--white {whole:.{6 if kind == 'float' else 10}g} makes that value white"
+            if kind == "16-bit color" or reach < top:
+                advice = "if they hold fewer bits, scale them to the full range"
+            who = "they" if reach == top else "half of them"
+            notes.append(
+                f"{count} are dark: {who} reach {reach:,.6g} of "
+                f"{full:,.10g}, so at most {max(1, int(reach / full * 255) + 1)} of 256 levels are "
+                f"left; {advice}"
+            )
+        elif is_chosen:
+            notes.append(f"{count}: the value {full:,.10g} is white")
+    return notes
+
+
 def decode_chunk(
-    paths: list[str], image_size: int, *, root: str | Path = "", border: int = 0
+    paths: list[str],
+    image_size: int,
+    *,
+    root: str | Path = "",
+    border: int = 0,
+    white: float | None = None,
+    deep: dict[str, Depth] | None = None,
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Decode files to uint8 (readable,3,S,S), S = `image_size`, and {path: reason} of the others.
 
     `paths` are taken from the folder `root`. A `border` leaves that many black pixels on each
-    side of an image, unless its short side is S already.
+    side of an image, unless its short side is S already. `white` is the value that becomes white in
+    images of more than 8 bits, whose `Depth` joins `deep`.
     """
     # such files are decoded anyway; not catch_warnings, which threads would take from each other
     warnings.filterwarnings("ignore", module=r"PIL\.")
     pixels, unreadable = [], {}
     for path in paths:
         try:
-            pixels.append(_decode(os.path.join(root, path), image_size, border))
+            image, depth = _decode(os.path.join(root, path), image_size, border, white)
+            pixels.append(image)
+            if depth and deep is not None:
+                deep[path] = depth
         except UnidentifiedImageError:
             unreadable[path] = "no image format that Pillow knows"
         except Exception as error:  # damaged files raise errors of all kinds
@@ -151,7 +196,14 @@ def decode_chunk(
 
 
 def decode_all(
-    paths: list[str], total_bytes: int, image_size: int, *, root: str | Path = "", border: int = 0
+    paths: list[str],
+    total_bytes: int,
+    image_size: int,
+    *,
+    root: str | Path = "",
+    border: int = 0,
+    white: float | None = None,
+    deep: dict[str, Depth] | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, str]]]:
     """Yield `decode_chunk` of all files in order, decoded in threads.
 
@@ -161,7 +213,8 @@ def decode_all(
     mean_bytes = max(total_bytes // max(len(paths), 1), 1)
     length = max(1, min(64, 2**23 // mean_bytes))  # up to 8 MiB of files
     chunks = [paths[i : i + length] for i in range(0, len(paths), length)]
-    decode = partial(decode_chunk, image_size=image_size, root=root, border=border)
+    options = {"image_size": image_size, "root": root, "border": border}
+    decode = partial(decode_chunk, **options, white=white, deep=deep)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Pillow decodes and resizes without the interpreter's lock
     threads = cores if mean_bytes > SMALL else 1
@@ -177,8 +230,12 @@ def decode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(path: str, image_size: int, border: int) -> np.ndarray:
-    """Decode one file to uint8 (3,S,S); any exception means that it cannot be read."""
+def _decode(
+    path: str, image_size: int, border: int, white: float | None
+) -> tuple[np.ndarray, Depth | None]:
+    """Decode one file to uint8 (3,S,S), with its `Depth` beyond 8 bits; any exception means that it
+    cannot be read.
+    """
     if not os.path.isfile(path):  # opening a pipe would block
         raise OSError("broken link" if not os.path.exists(path) else "no regular file")
     if os.path.splitext(path)[1].lower() in RAW:
@@ -187,11 +244,14 @@ def _decode(path: str, image_size: int, border: int) -> np.ndarray:
         # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which may not be whole pixels
         drafted = image.draft(None, (2 * image_size, 2 * image_size))
         width, height = drafted[1][2:] if drafted else image.size
+        is_cut = ";16" in str(image.tile)  # Pillow keeps 8 bits of each color
         image.load()
         orientation = 1
         with contextlib.suppress(Exception):  # damaged EXIF in a readable image
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-        image = _to_8_bits(image)
+        image, depth = _to_8_bits(image, white)
+        if is_cut and depth is None:
+            depth = Depth("16-bit color", float(np.asarray(image).max()), 255)
     side = min(width, height)
     inner = image_size if side == image_size else image_size - 2 * border
     exact = int if side == inner else float  # at whole pixels nothing is interpolated
@@ -202,18 +262,22 @@ def _decode(path: str, image_size: int, border: int) -> np.ndarray:
     pixels = np.asarray(image).transpose(2, 0, 1)  # (3,S,S)
     pixels = pixels.transpose(0, 2, 1) if orientation in (5, 6, 7, 8) else pixels
     pixels = pixels[:, :, ::-1] if orientation in (2, 3, 6, 7) else pixels
-    return pixels[:, ::-1] if orientation in (3, 4, 7, 8) else pixels
+    return (pixels[:, ::-1] if orientation in (3, 4, 7, 8) else pixels), depth
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, white: float | None) -> tuple[Image.Image, Depth | None]:
     """Convert any mode to L or RGB, without transparency; `ValueError` for values out of range."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float32)
-        white = 1 if image.mode == "F" else 65535
-        if not (values.min() >= 0 and values.max() <= white):  # in this form NaN is caught too
-            raise ValueError(f"gray values outside 0..{white}")
-        return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+        is_float = image.mode == "F"
+        white = white or (1 if is_float else 65535)
+        if not (
+            values.min() >= 0 and values.max() <= white * (1 + 1e-5)
+        ):  # in this form NaN is caught too
+            raise ValueError(f"gray values outside 0..{white:.10g}")
+        depth = Depth("float" if is_float else "16-bit", float(values.max()), white)
+        return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)), depth
     if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB"), None
+    return image.convert("L" if image.mode in ("1", "L") else "RGB"), None

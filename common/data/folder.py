@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk
+from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
 from common.data.layout import PARTS, Listing, list_files, say, some
 from common.errors import UserError
 from common.files import (
@@ -52,7 +52,11 @@ class Arrays:
 
 
 def load_folder(
-    data_dir: Path, image_size: int, skip_unreadable: bool = False, show_progress: bool = True
+    data_dir: Path,
+    image_size: int,
+    skip_unreadable: bool = False,
+    show_progress: bool = True,
+    white: float | None = None,
 ) -> Arrays:
     """Load all images below `data_dir` as uint8 arrays (N,C,S,S), S = `image_size` pixels.
 
@@ -66,20 +70,20 @@ def load_folder(
     """
     data_dir = Path(data_dir).expanduser().absolute()
     listing = list_files(data_dir)
-    about = [DECODE_VERSION, listing._replace(notes=[])]
+    about = [DECODE_VERSION, white, listing._replace(notes=[])]
     name = f"images-{image_size}-{checksum(json.dumps(about).encode())[:20]}"
     user_cache = user_cache_folder()
     place = checksum(os.fsencode(data_dir.resolve()))[:20]
     caches = [data_dir / ".cache", user_cache / "three-latent-spaces" / place]
 
-    read = partial(_read_entry, data_dir=data_dir, listing=listing, size=image_size)
+    read = partial(_read_entry, data_dir=data_dir, listing=listing, size=image_size, white=white)
     found, refusals = read(caches[0] / name) or read(caches[1] / name), []
     for cache in caches if not found else []:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with lock(cache / "images.lock"):
                 if not read(cache / name):  # another process may have built it
-                    _build_entry(cache / name, data_dir, listing, image_size, show_progress)
+                    _build_entry(cache / name, data_dir, listing, image_size, show_progress, white)
                 found = read(cache / name)
             break
         except OSError as error:
@@ -88,21 +92,26 @@ def load_folder(
         reasons = "; ".join(refusals) or f"files in {data_dir} changed meanwhile"
         raise UserError(f"cannot cache images ({reasons}); make room or set XDG_CACHE_HOME")
 
-    (images, unreadable), total = found, len(listing.paths)
+    (images, unreadable, notes), total = found, len(listing.paths)
     if unreadable and not skip_unreadable:
         named = some({f"{path} ({reason})" for path, reason in unreadable.items()})
         what = f"{len(unreadable)} of {total} files in {data_dir} cannot be read as images"
-        raise UserError(f"{what}: {named}; delete them or pass --skip_unreadable=True")
+        advice = "delete them or pass --skip_unreadable=True"
+        if any(reason.startswith("gray values") for reason in unreadable.values()):
+            advice += "; --white is the gray value that becomes white"
+        raise UserError(f"{what}: {named}; {advice}")
     folders = dict(zip(listing.paths, map("/".join, listing.folders), strict=True))
     readable = {folder for path, folder in folders.items() if path not in unreadable}
     if lost := set(folders.values()) - readable:
         raise UserError(f"{data_dir} has classes without a readable image: {some(lost)}")
     skipped = f"skipped {len(unreadable)} of {total} files: no readable images"
-    say(listing.notes + ([skipped] if unreadable else []))
+    say(listing.notes + notes + ([skipped] if unreadable else []))
     return images
 
 
-def _build_entry(entry: Path, data_dir: Path, listing: Listing, size: int, show: bool) -> None:
+def _build_entry(
+    entry: Path, data_dir: Path, listing: Listing, size: int, show: bool, white: float | None
+) -> None:
     """Decode all files into the folder `entry`, which is renamed into place when complete.
 
     Entries of the same size that are outdated, damaged or incomplete are removed, if we made them.
@@ -120,7 +129,7 @@ def _build_entry(entry: Path, data_dir: Path, listing: Listing, size: int, show:
         np.lib.format.write_array_header_1_0
     )  # of fixed length, so that it can be overwritten
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, 3, size, size)}
-    unreadable, is_gray = {}, True
+    unreadable, deep, is_gray = {}, {}, True
     hide = None if show else True  # None: hidden if stderr is no terminal
     bar = tqdm(total=total, desc="decoding images", unit=" images", disable=hide)
     try:
@@ -128,7 +137,10 @@ def _build_entry(entry: Path, data_dir: Path, listing: Listing, size: int, show:
         with bar, atomic_write(part / "images.npy") as file:
             write_header(file, header)
             total_bytes = sum(length for length, _ in listing.stamps)
-            for pixels, reasons in decode_all(listing.paths, total_bytes, size, root=data_dir):
+            decoded = decode_all(
+                listing.paths, total_bytes, size, root=data_dir, white=white, deep=deep
+            )
+            for pixels, reasons in decoded:
                 file.write(pixels.tobytes())
                 is_gray = is_gray and bool((pixels == pixels[:, :1]).all())
                 unreadable |= reasons
@@ -140,7 +152,8 @@ def _build_entry(entry: Path, data_dir: Path, listing: Listing, size: int, show:
         folders = [folder for path, folder in pairs if path not in unreadable]
         about = json.dumps([folders, images.shape])
         meta = {"fingerprint": checksum(about.encode(), images.data), "is_gray": is_gray}
-        write_json(part / "meta.json", MADE_BY | meta | {"unreadable": unreadable})
+        meta |= {"unreadable": unreadable, "notes": notes_on_depth(deep.values(), white)}
+        write_json(part / "meta.json", MADE_BY | meta)
         part.rename(entry)
     finally:
         with contextlib.suppress(OSError):  # renamed, or somebody put a file there
@@ -175,19 +188,21 @@ def _remove(entry: Path) -> None:
     entry.rmdir()
 
 
-def _read_entry(entry: Path, data_dir: Path, listing: Listing, size: int) -> tuple | None:
-    """The cached images and {path: reason} of files left out; None if the cache is incomplete."""
+def _read_entry(
+    entry: Path, data_dir: Path, listing: Listing, size: int, white: float | None
+) -> tuple | None:
+    """The cached images, {path: reason} of files left out and what to say; None if incomplete."""
     try:
         meta = read_json(entry / "meta.json")
         fingerprint, is_gray, unreadable = (meta[name] for name in sorted(FIRST_FORMAT))
-        images = np.load(entry / "images.npy", mmap_mode="r")
+        images, notes = np.load(entry / "images.npy", mmap_mode="r"), meta["notes"]
     except (UserError, OSError, ValueError, EOFError, TypeError, KeyError):
         return None
     rows = zip(listing.paths, listing.parts, listing.labels, strict=True)
     kept = [(part, label) for path, part, label in rows if path not in unreadable]
     if images.dtype != np.uint8 or images.shape != (len(kept), 3, size, size):
         return None
-    if len(decode_chunk(list(unreadable), size, root=data_dir)[0]):  # readable now
+    if len(decode_chunk(list(unreadable), size, root=data_dir, white=white)[0]):  # readable now
         return None
     parts, labels = [part for part, _ in kept], np.array([label for _, label in kept], np.int64)
     ends = np.cumsum([parts.count(part) for part in PARTS])[1:-1]  # of unlabelled and validation
@@ -197,4 +212,4 @@ def _read_entry(entry: Path, data_dir: Path, listing: Listing, size: int) -> tup
     tests = (test, test_labels) if "test" in listing.parts else (None, None)
     validations = (validation, validation_labels) if "validation" in listing.parts else (None, None)
     names = listing.class_names, fingerprint
-    return Arrays(train, train_labels, *tests, *names, *validations), unreadable
+    return Arrays(train, train_labels, *tests, *names, *validations), unreadable, notes

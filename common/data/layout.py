@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from common.console import is_first_process
 from common.data.decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
 from common.errors import UserError
 
@@ -45,7 +46,7 @@ class Listing(NamedTuple):
 
 def say(lines: Iterable[str]) -> None:
     """Print lines to stderr, in the first process only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         for line in lines:
             print(line, file=sys.stderr)
 

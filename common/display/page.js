@@ -107,8 +107,9 @@ function update() {
     ringed: everything.map((n) => isWrong(spaces[m], n)),
   }));
   const left = shown.filter(Boolean).length, chosen = selection();
-  find("count").textContent = `${count(left)} of ${count(labels.length)} images`
-    + (state.selected ? `, ${count(chosen.length)} selected` : "");
+  find("count").textContent = state.selected
+    ? `${count(chosen.length)} of ${count(left)} selected`
+    : `${count(left)} of ${count(labels.length)} images`;
   for (const id of ["fit", "save"]) find(id).disabled = !chosen.length;
   showSelection(chosen);
   mark();

@@ -46,3 +46,13 @@ def test_importing_a_file_does_no_work():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_python_that_is_too_old_is_noticed_at_once():
+    code = "import sys; sys.version_info = (3, 10, 12, 'final', 0); import common"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: these scripts need Python 3.11 or newer, and this is 3.10"
+    )
+    assert done.stderr.count("\n") == 1

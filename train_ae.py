@@ -46,7 +46,7 @@ class Config(TrainingConfig):
     # Loss
     alpha: Fraction = 0.5  # weight of MSE; that of MAE is 1 - alpha; both with images in [-1, 1]
     augment: augmentation.Kind = "none"  # what is changed in an image before it is reconstructed
-    flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
+    flip: bool | None = None  # also mirror it; None: if its labels allow it, never a folder
     # Optimization
     batch_size: BatchSize = 128  # images per step, summed over all processes
     optimizer: OptimizerName = "adamw"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it

@@ -47,7 +47,7 @@ class Config(TrainingConfig):
     mae_weight: NonNegativeFloat = 1.0  # of MAE(softmax, one-hot) beside cross-entropy
     label_smoothing: Fraction = 0.0  # of cross-entropy
     augment: augmentation.Kind = "crop_flip"  # crop_flip: shift; cutout: hole; affine: turn, zoom
-    flip: bool | None = None  # also mirror it; None: where the data set's labels allow it
+    flip: bool | None = None  # also mirror it; None: if its labels allow it, never a folder
     # Optimization
     batch_size: BatchSize = 128  # images per step, summed over all processes
     optimizer: OptimizerName = "sgd"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it

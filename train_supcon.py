@@ -54,7 +54,7 @@ class Config(TrainingConfig):
     cross_entropy_weight: NonNegativeFloat = 0.0  # above 0: a linear classifier learns along
     views: Views = 2  # random views of each image
     augment: augmentation.Kind = "contrastive"  # crop_flip: shift; cutout: hole; affine: turn
-    flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
+    flip: bool | None = None  # also mirror them; None: if its labels allow it, never a folder
     # Optimization
     batch_size: BatchSize = 256  # images per step, summed over all processes
     optimizer: OptimizerName = "sgd"  # sgd: with Nesterov momentum 0.9; muon: AdamW beside it

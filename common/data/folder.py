@@ -5,6 +5,7 @@ Where the images may lie is described in `layout.py`, how a file is decoded in `
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -49,6 +50,8 @@ class Arrays:
         None  # uint8 (V,C,S,S); None: a tenth of train is held out
     )
     validation_labels: np.ndarray | None = None  # int64 (V,)
+    copies: tuple[tuple[int, ...], ...] = ()  # rows of equal images: of train, validation, test
+    copies_of: int = 0  # images that were compared for it
 
 
 def load_folder(
@@ -140,7 +143,9 @@ def _build_entry(
             decoded = decode_all(
                 listing.paths, total_bytes, size, root=data_dir, white=white, deep=deep
             )
+            digests = []
             for pixels, reasons in decoded:
+                digests += [hashlib.blake2b(image, digest_size=8).digest() for image in pixels]
                 file.write(pixels.tobytes())
                 is_gray = is_gray and bool((pixels == pixels[:, :1]).all())
                 unreadable |= reasons
@@ -152,6 +157,7 @@ def _build_entry(
         folders = [folder for path, folder in pairs if path not in unreadable]
         about = json.dumps([folders, images.shape])
         meta = {"fingerprint": checksum(about.encode(), images.data), "is_gray": is_gray}
+        meta |= {"copies": _equal_rows(digests)}
         meta |= {"unreadable": unreadable, "notes": notes_on_depth(deep.values(), white)}
         write_json(part / "meta.json", MADE_BY | meta)
         part.rename(entry)
@@ -195,7 +201,8 @@ def _read_entry(
     try:
         meta = read_json(entry / "meta.json")
         fingerprint, is_gray, unreadable = (meta[name] for name in sorted(FIRST_FORMAT))
-        images, notes = np.load(entry / "images.npy", mmap_mode="r"), meta["notes"]
+        notes, copies = meta["notes"], tuple(map(tuple, meta["copies"]))
+        images = np.load(entry / "images.npy", mmap_mode="r")
     except (UserError, OSError, ValueError, EOFError, TypeError, KeyError):
         return None
     rows = zip(listing.paths, listing.parts, listing.labels, strict=True)
@@ -212,4 +219,15 @@ def _read_entry(
     tests = (test, test_labels) if "test" in listing.parts else (None, None)
     validations = (validation, validation_labels) if "validation" in listing.parts else (None, None)
     names = listing.class_names, fingerprint
-    return Arrays(train, train_labels, *tests, *names, *validations), unreadable, notes
+    copied = copies, len(kept)
+    return Arrays(train, train_labels, *tests, *names, *validations, *copied), unreadable, notes
+
+
+def _equal_rows(digests: list[bytes]) -> list[list[int]]:
+    """The rows of each checksum that occurs more than once."""
+    if not digests:
+        return []
+    numbers = np.frombuffer(b"".join(digests), np.uint64)
+    order = np.argsort(numbers, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    return [group.tolist() for group in groups if len(group) > 1]

@@ -84,7 +84,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     settings, fingerprint = chosen[0].settings, chosen[0].facts["fingerprint"]
     place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
     data_name = place.resolve().name if settings["dataset"] == "folder" else settings["dataset"]
-    more = {name: settings.get(name) for name in ("white",)}  # older runs lack it
+    more = {name: settings.get(name) for name in ("white", "labels")}  # older runs lack it
     skip = settings["skip_unreadable"]
     arrays = datasets.read(settings["dataset"], place, size, skip, **more)
     if arrays.fingerprint != fingerprint:

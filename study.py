@@ -85,6 +85,7 @@ class Config:
     image_size: ImageSize = 32  # pixels a side
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
+    labels: str | None = None  # folder: a CSV file of path, label (and group), in place of folders
     white: White | None = None  # folder: white of 16-bit and float images; None: 65535, 1 of float
     # What is compared
     methods: tuple[Method, ...] = ("ae", "joint", "supcon", "simclr")  # simclr: without labels
@@ -287,7 +288,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and holds no study; choose another --out")
     place = config.dataset, config.data_dir, config.image_size
-    arrays = datasets.read(*place, config.skip_unreadable, white=config.white)
+    arrays = datasets.read(*place, config.skip_unreadable, white=config.white, labels=config.labels)
     counts = {m.name: images_of(arrays, config.limit_train, m) for m in members}
     flags = {m.name: shared(config, m, counts[m.name]) for m in members}
     if config.minutes is None:
@@ -327,7 +328,15 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
     """The flags that are the same for all methods, and the few that cannot be."""
     flags: dict[str, Any] = {
         name: getattr(config, name)
-        for name in ("dataset", "data_dir", "image_size", "limit_train", "skip_unreadable", "white")
+        for name in (
+            "dataset",
+            "data_dir",
+            "image_size",
+            "limit_train",
+            "skip_unreadable",
+            "white",
+            "labels",
+        )
     }
     if member.labels != "all":
         flags["labels_per_class"] = member.labels

@@ -79,6 +79,7 @@ class TrainingConfig:
     limit_train: BatchSize | None = None  # take only so many training images, for a quick try
     labels_per_class: PositiveInt | None = None  # only so many training images keep their label
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
+    labels: str | None = None  # folder: a CSV file of path, label (and group), in place of folders
     white: White | None = None  # folder: white of 16-bit and float images; None: 65535, 1 of float
     # Model
     encoder: EncoderName = "cnn"  # the network in front of the latents

@@ -119,7 +119,7 @@ class ImageData:
 def load(config: Any, show_progress: bool = True) -> ImageData:
     """Read the data set of a `TrainingConfig` and split it: `read`, then `split_data`."""
     place = config.dataset, config.data_dir, config.image_size
-    arrays = read(*place, config.skip_unreadable, show_progress, config.white)
+    arrays = read(*place, config.skip_unreadable, show_progress, config.white, config.labels)
     images = split_data(arrays, config.limit_train, config.labels_per_class, config.seed)
     if show_progress:
         say(notes_on_splits(arrays, images))
@@ -189,6 +189,7 @@ def read(
     skip_unreadable: bool = False,
     show_progress: bool = True,
     white: float | None = None,
+    labels: str | None = None,
 ) -> Arrays:
     """Read a named data set, downloading it if it is not in `data_dir` yet, or an image folder.
 
@@ -197,9 +198,11 @@ def read(
     """
     data_dir = Path(data_dir)
     if dataset == "folder":
-        return load_folder(data_dir, image_size, skip_unreadable, show_progress, white)
-    if white is not None:
-        raise UserError(f"--white is for --dataset folder, not {dataset}; leave it out")
+        return load_folder(data_dir, image_size, skip_unreadable, show_progress, white, labels)
+    if white is not None or labels is not None:
+        raise UserError(
+            f"--white and --labels are for --dataset folder, not {dataset}; leave them out"
+        )
     test_images, test_labels = None, None
     if dataset == "digits":
         train_images, train_labels, class_names = _digits(image_size)
@@ -237,14 +240,14 @@ def split_data(
     order = labelled[stratified_order(train_labels[labelled], SPLIT_SEED)]
     if test_images is None:
         count = max(1, round(TEST_FRACTION * len(order)))
-        test_images, test_labels, test_rows = train_images, train_labels, order[:count]
-        order = order[count:]
+        test_images, test_labels = train_images, train_labels
+        test_rows, order = hold_out(order, count, arrays.groups)
     else:
         test_rows = np.arange(len(test_labels))
     if validation_images is None:
         count = max(1, round(VALIDATION_FRACTION * len(order)))
         validation_images, validation_labels = train_images, train_labels
-        validation_rows, order = order[:count], order[count:]
+        validation_rows, order = hold_out(order, count, arrays.groups)
     else:
         validation_rows = np.arange(len(validation_labels))
     if len(order) < 2:
@@ -282,6 +285,18 @@ def split_data(
         std=std,
         fingerprint=arrays.fingerprint,
     )
+
+
+def hold_out(
+    order: np.ndarray, count: int, groups: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` of the rows in `order`, and the others; at least, if in groups."""
+    if groups is None:
+        return order[:count], order[count:]
+    of, held = groups[order], np.zeros(len(order), bool)
+    while held.sum() < count:
+        held |= of == of[np.argmin(held)]  # the group of the first row that is left
+    return order[held], order[~held]
 
 
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:

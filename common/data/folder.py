@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
+from common.data.labels import list_labelled
 from common.data.layout import PARTS, Listing, list_files, say, some
 from common.errors import UserError
 from common.files import (
@@ -52,6 +53,7 @@ class Arrays:
     validation_labels: np.ndarray | None = None  # int64 (V,)
     copies: tuple[tuple[int, ...], ...] = ()  # rows of equal images: of train, validation, test
     copies_of: int = 0  # images that were compared for it
+    groups: np.ndarray | None = None  # int64 (N,) of train_images: one group is in one split
 
 
 def load_folder(
@@ -60,6 +62,7 @@ def load_folder(
     skip_unreadable: bool = False,
     show_progress: bool = True,
     white: float | None = None,
+    labels: str | None = None,
 ) -> Arrays:
     """Load all images below `data_dir` as uint8 arrays (N,C,S,S), S = `image_size` pixels.
 
@@ -72,7 +75,10 @@ def load_folder(
     unreadable files, which `skip_unreadable` leaves out and counts on stderr.
     """
     data_dir = Path(data_dir).expanduser().absolute()
-    listing = list_files(data_dir)
+    if labels is None:
+        listing, groups = list_files(data_dir), []
+    else:
+        listing, groups = list_labelled(data_dir, Path(labels).expanduser())
     about = [DECODE_VERSION, white, listing._replace(notes=[])]
     name = f"images-{image_size}-{checksum(json.dumps(about).encode())[:20]}"
     user_cache = user_cache_folder()
@@ -108,6 +114,10 @@ def load_folder(
     if lost := set(folders.values()) - readable:
         raise UserError(f"{data_dir} has classes without a readable image: {some(lost)}")
     skipped = f"skipped {len(unreadable)} of {total} files: no readable images"
+    if groups:
+        pairs = zip(listing.paths, groups, strict=True)
+        kept = [group for path, group in pairs if path not in unreadable]
+        images = replace(images, groups=np.unique(kept, return_inverse=True)[1])
     say(listing.notes + notes + ([skipped] if unreadable else []))
     return images
 

@@ -1,0 +1,74 @@
+"""Labels in a CSV file: `path` and `label` of each image, and its `group`, if there are groups.
+
+Images of one group, such as those of one patient, are never split between training, validation and
+test.
+"""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.data.layout import Listing, printable, some
+from common.errors import UserError
+
+
+def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
+    """The images that a CSV file names, and the group of each ([]: no such column).
+
+    Paths are relative to `data_dir`, or absolute. `UserError` for a file that is no such table, and
+    for images that are missing or named twice.
+    """
+    rows, header = _read(file)
+    paths = [os.path.normpath(row["path"]) for row in rows]
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise UserError(f"{file} names images twice: {some(twice)}; keep one row of each")
+    files = [data_dir / path for path in paths]
+    if missing := [path for path, file in zip(paths, files, strict=True) if not file.is_file()]:
+        advice = f"paths are relative to --data_dir {data_dir}"
+        raise UserError(
+            f"{file} names {len(missing)} files that are not there: {some(missing)}; {advice}"
+        )
+    table = sorted(zip([row["label"] for row in rows], paths, rows, files, strict=True), key=_key)
+    names = sorted({label for label, *_ in table})
+    index = {name: number for number, name in enumerate(names)}
+    stamps = [[s.st_size, s.st_mtime_ns] for *_, name in table for s in [name.stat()]]
+    listing = Listing(
+        class_names=tuple(map(printable, names)),
+        paths=[path for _, path, *_ in table],
+        stamps=stamps,
+        parts=["train"] * len(table),
+        labels=[index[label] for label, *_ in table],
+        folders=[["train", label] for label, *_ in table],
+        notes=[f"labels of {len(table):,} images, {len(names)} classes, are those of {file}"],
+    )
+    return listing, [row["group"] for _, _, row, _ in table] if "group" in header else []
+
+
+def _key(row: tuple) -> tuple[str, str]:
+    return row[0], row[1]
+
+
+def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
+    """The rows of the table and its columns. `UserError` if it lacks one, or a cell is empty."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            table = csv.DictReader(text, skipinitialspace=True)
+            header = [name.strip() for name in table.fieldnames or []]
+            table.fieldnames = header
+            rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in table]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--labels {file} cannot be read ({reason}); wanted: a CSV file") from None
+    if missing := [name for name in ("path", "label") if name not in header]:
+        has = f"it has {', '.join(header)}" if header else "it is empty"
+        raise UserError(f"--labels {file} lacks the column {' and '.join(missing)}; {has}")
+    if not rows:
+        raise UserError(f"--labels {file} has no rows; wanted: one for each image")
+    for number, row in enumerate(rows, 2):
+        if empty := [name for name in ("path", "label", "group") if row.get(name, "-") == ""]:
+            raise UserError(
+                f"--labels {file}: row {number} has no {empty[0]}; fill it or remove it"
+            )
+    return rows, header

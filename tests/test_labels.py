@@ -1,0 +1,79 @@
+"""Labels in a CSV file."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import datasets
+from common.data.folder import load_folder
+from common.errors import UserError
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    (tmp_path / "pets").mkdir()
+    for n in range(40):
+        Image.fromarray(np.full((8, 8), n, np.uint8)).save(tmp_path / f"pets/{n:02}.png")
+    return tmp_path / "pets"
+
+
+def write(pets, text):
+    (pets / "labels.csv").write_text(text, encoding="utf-8")
+    return str(pets / "labels.csv")
+
+
+def table(group=False):
+    head = "path,label,group\n" if group else "path,label\n"
+    rows = (f"{n:02}.png,{['cat', 'dog'][n % 2]}" for n in range(40))
+    return head + "\n".join(f"{row},g{n // 4}" if group else row for n, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_labels_are_those_of_the_file(pets, mark):
+    arrays = load_folder(pets, 8, labels=write(pets, mark + table()))
+    assert arrays.class_names == ("cat", "dog")
+    pixels = arrays.train_images[:, 0, 0, 0]
+    np.testing.assert_array_equal(arrays.train_labels, pixels % 2)
+    assert sorted(pixels) == list(range(40)) and arrays.groups is None
+
+
+def test_groups_are_never_split(pets):
+    arrays = load_folder(pets, 8, labels=write(pets, table(group=True)))
+    np.testing.assert_array_equal(
+        arrays.groups, np.unique([f"g{n // 4}" for n in arrays.train_images[:, 0, 0, 0]],
+                                 return_inverse=True)[1])  # fmt: skip
+    data = datasets.split_data(arrays)
+    parts = [
+        {int(n) // 4 for n in split.images(slice(None))[:, 0, 0, 0]}
+        for split in (data.train, data.validation, data.test)
+    ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 10
+    assert all(parts) and len(parts[2]) == 2 and len(parts[1]) == 1
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "lacks the column path and label; it is empty"),
+    ("path,class\n00.png,a", "lacks the column label; it has path, class"),
+    ("path,label\n", "has no rows"),
+    ("path,label\n00.png,\n", "row 2 has no label"),
+    ("path,label\n00.png,a\n,a\n", "row 3 has no path"),
+    ("path,label,group\n00.png,a,\n", "row 2 has no group"),
+    ("path,label\nno.png,a\n00.png,a\n", "names 1 files that are not there: no.png; paths are"),
+    ("path,label\n00.png,a\n./00.png,b\n", "names images twice: 00.png"),
+    ("path,label\n00.png,a\0\n\xff", "labels.csv"),
+])  # fmt: skip
+def test_bad_files_are_refused_in_one_line(pets, text, message):
+    file = write(pets, text)
+    if "\xff" in text:
+        (pets / "labels.csv").write_bytes(b"path,label\n\xff\xfe")
+    with pytest.raises(UserError, match=message) as error:
+        load_folder(pets, 8, labels=file)
+    assert "\n" not in error.value.message
+
+
+def test_labels_need_a_folder_and_a_file(pets):
+    with pytest.raises(UserError, match="cannot be read"):
+        load_folder(pets, 8, labels=str(pets / "none.csv"))
+    with pytest.raises(UserError, match="are for --dataset folder"):
+        datasets.read("digits", "data", 8, labels="x.csv")

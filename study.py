@@ -98,6 +98,7 @@ class Config:
     width: PositiveInt = 32  # its base channels; airbench with 32 has 128 features
     latent_dim: PositiveInt = 128  # of ae and joint; the other two take the encoder's features
     augment: augmentation.Kind = "contrastive"  # random views; SimCLR needs strong ones
+    flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
     batch_size: BatchSize = 256  # images per step; all of them where they are fewer
     optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
     learning_rate: PositiveFloat = 0.2  # peak rate
@@ -340,7 +341,9 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
     }
     if member.labels != "all":
         flags["labels_per_class"] = member.labels
-    flags |= {name: getattr(config, name) for name in ("encoder", "width", "augment", "optimizer")}
+    flags |= {
+        name: getattr(config, name) for name in ("encoder", "width", "augment", "flip", "optimizer")
+    }
     flags |= {"learning_rate": config.learning_rate, "schedule": "linear", "warmup_epochs": 0}
     flags |= {"batch_size": min(config.batch_size, count), "seed": member.seed}
     if member.method in ("ae", "joint"):

@@ -52,7 +52,9 @@ TITLES = {
     "cifar100": "CIFAR-100",
     "svhn": "SVHN",
 }
-NOT_IN_A_COMMAND = ("seed", "run_dir", "resume", "tracking", "project", "tags", "data_dir")
+NOT_IN_A_COMMAND = (
+    *("seed", "run_dir", "resume", "tracking", "project", "group", "tags", "data_dir"),
+)
 # Test accuracies in per cent of the student report that this project set out to beat.
 REPORT = {
     ("MNIST", "ae"): "98.18",
@@ -165,8 +167,14 @@ def identity(run: dict) -> tuple:
 
 
 def flags_of(run: dict) -> dict:
-    """All flags of a run, with defaults for those that its version lacked."""
-    return renamed(dataclasses.asdict(SCRIPTS[run["method"]].Config()) | run["settings"])
+    """All flags of a run, with defaults for those that its version lacked.
+
+    Versions before `--white` mirrored the images of a folder where nothing was said.
+    """
+    settings = dict(run["settings"])
+    if settings["dataset"] == "folder" and "white" not in settings and settings["flip"] is None:
+        settings["flip"] = True
+    return renamed(dataclasses.asdict(SCRIPTS[run["method"]].Config()) | settings)
 
 
 def kind_of(run: dict) -> str:

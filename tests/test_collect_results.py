@@ -131,9 +131,16 @@ def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_
 
 
 def test_an_older_runs_augmentation_has_its_new_name():
-    run = {"method": "joint", "settings": {"augment": "light", "epochs": 7}}
-    assert collect_results.flags_of(run)["augment"] == "crop_flip"
-    assert collect_results.flags_of(run)["epochs"] == 7
+    settings = {"augment": "light", "epochs": 7, "dataset": "mnist", "flip": None}
+    flags = collect_results.flags_of({"method": "joint", "settings": settings})
+    assert (flags["augment"], flags["epochs"], flags["flip"]) == ("crop_flip", 7, None)
+
+
+def test_older_runs_on_folders_were_mirrored():
+    settings = {"dataset": "folder", "flip": None}
+    assert collect_results.flags_of({"method": "joint", "settings": settings})["flip"] is True
+    settings["white"] = None  # of a version that does not mirror them
+    assert collect_results.flags_of({"method": "joint", "settings": settings})["flip"] is None
 
 
 def test_cross_entropy_alone_is_a_baseline_and_not_the_joint_method(tmp_path):

@@ -286,7 +286,7 @@ def test_a_server_that_is_away_costs_one_line(tmp_path, monkeypatch, capfd):
 class Upload:
     """A run of W&B whose upload does not end before its process does."""
 
-    offline, url = False, "http://server/run"
+    offline, url, id = False, "http://server/run", "abc"
 
     def __init__(self, folder: Path):
         self.dir = str(folder / "run-1/files")

@@ -602,7 +602,8 @@ def test_unreadable_files_are_skipped_on_demand(data_dir, capsys, monkeypatch):
         forbid_decoding(monkeypatch)
     with pytest.raises(UserError, match="7 of 13"):  # what was skipped is not forgotten
         load_folder(data_dir, 8)
-    monkeypatch.setenv("RANK", "1")  # one process speaks for all
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)  # one process speaks for all
     load_folder(data_dir, 8, skip_unreadable=True)
     assert capsys.readouterr().err == ""
 

@@ -239,5 +239,6 @@ def _abandon() -> None:
     for child in psutil.Process().children():
         if child.name().startswith("wandb-core"):
             child.kill()
-    with contextlib.suppress(Exception):  # it misses its process
+    # it misses its process, and may exit with that process's status
+    with contextlib.suppress(Exception, SystemExit):
         wandb.teardown(exit_code=1)

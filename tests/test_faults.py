@@ -289,7 +289,7 @@ class Upload:
     offline, url, id = False, "http://server/run", "abc"
 
     def __init__(self, folder: Path):
-        self.dir = str(folder / "run-1/files")
+        self.dir = str(folder / "wandb/run-1/files")
         self.is_abandoned = False
 
     def finish(self, exit_code: int) -> None:

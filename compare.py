@@ -62,7 +62,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     """Compare runs and return what was found.
 
     A study passes `recommend`, which gets the share of corruptions that each run stands, by folder
-    and image (M,), and returns the lines for the top of the page.
+    and image (M,), and returns the lines for the top of the page; they join what is found.
     """
     # ---------------------------------------------------------------- Set-up
     started = time.perf_counter()
@@ -228,7 +228,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     figures["sheet"] = sheet.stack([figure for figure, _ in figures.values()]), "All figures"
 
     # ---------------------------------------------------------------- Files
-    recommended = recommend(robust)
+    if recommended := recommend(robust):
+        results["recommendation"] = recommended
     with made(out):
         write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())

@@ -104,7 +104,7 @@ class Config:
     learning_rate: PositiveFloat = 0.2  # peak rate
     # Run
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
-    out: Place = "study"  # the folder of all runs and results; goes on if it exists
+    out: Place = "study"  # the folder of all runs and results; an existing study is continued
     project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
     tags: str = ""  # of W&B, separated by commas
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
@@ -177,8 +177,8 @@ def main(config: Config) -> dict:
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
     folders = tuple(str(result.run.folder) for result in largest)
-    compare.main(compare.Config(folders, str(compared), config.data_dir, **wandb), recommend)
-    lines = recommendation_of(groups, failed)
+    comparison = compare.Config(folders, str(compared), config.data_dir, **wandb)
+    lines = compare.main(comparison, recommend)["recommendation"]
 
     # ---------------------------------------------------------------- Files
     report = emptied(out / "report", "results.json")
@@ -254,10 +254,12 @@ def check(config: Config) -> None:
 
 
 def number_of(labels: str) -> float:
+    """Labels per class as a number; all of them are the most."""
     return float("inf") if labels == "all" else int(labels)
 
 
 def named(labels: str) -> str:
+    """Labels per class in words."""
     return "all labels" if labels == "all" else f"{labels} labels per class"
 
 
@@ -290,7 +292,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         raise UserError(f"{out} exists and holds no study; choose another --out")
     place = config.dataset, config.data_dir, config.image_size
     arrays = datasets.read(*place, config.skip_unreadable, white=config.white, labels=config.labels)
-    counts = {m.name: images_of(arrays, config.limit_train, m) for m in members}
+    counts = learned_images(arrays, config.limit_train, members)
     flags = {m.name: shared(config, m, counts[m.name]) for m in members}
     if config.minutes is None:
         epochs = dict.fromkeys(flags, config.epochs)
@@ -318,11 +320,22 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     return flags
 
 
-def images_of(arrays: Any, limit_train: int | None, member: Member) -> int:
-    """How many training images a member learns from."""
-    few = None if member.labels == "all" else int(member.labels)
-    images = datasets.split_data(arrays, limit_train, few, member.seed)
-    return len(images.pretrain if member.method in ("ae", "simclr") else images.train)
+def learned_images(
+    arrays: Any, limit_train: int | None, members: Sequence[Member]
+) -> dict[str, int]:
+    """How many training images each member learns from, by its name.
+
+    `UserError` where a class has fewer images than labels are asked for.
+    """
+    asked = [int(member.labels) for member in members if member.labels != "all"]
+    # the smaller numbers are inside the largest
+    pretrain = datasets.split_data(arrays, limit_train, max(asked, default=None)).pretrain
+    labelled, classes = int((pretrain.labels >= 0).sum()), len(arrays.class_names)
+    counts = {}
+    for member in members:
+        few = labelled if member.labels == "all" else classes * int(member.labels)
+        counts[member.name] = len(pretrain) if member.method in ("ae", "simclr") else few
+    return counts
 
 
 def shared(config: Config, member: Member, count: int) -> list[str]:

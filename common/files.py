@@ -151,6 +151,9 @@ def expand_home(text: str) -> str:
 
 def user_cache_folder() -> Path:
     """The user's cache folder; one of the system's temporary folders where there is no home."""
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen)
     home = os.path.expanduser("~")
-    place = Path(tempfile.gettempdir(), f"cache-{os.getuid()}") if home == "~" else Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or (place if home == "~" else place / ".cache"))
+    if home == "~":
+        return Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(home, ".cache")

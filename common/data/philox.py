@@ -23,9 +23,6 @@ class Random:
         self.images, self.seed, self.epoch, self.view = images, seed, epoch, view
         self._blocks = 0  # of four numbers, used up so far
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def uniform(self, count: int, low: float = 0, high: float = 1) -> Tensor:
         """The next `count` numbers of each stream, float32 (B,count) from `low` to `high`.
 

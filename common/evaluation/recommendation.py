@@ -29,26 +29,39 @@ class Need:
     values: Mapping[str, Sequence[np.ndarray]]
 
 
-def leader(values: Mapping[str, Sequence[np.ndarray]]) -> str | None:
-    """The method whose lead over each other one can be told; None if there is none, or one only."""
+Values = Mapping[str, Sequence[np.ndarray]]  # as in `Need`
+
+
+def mean_scores(values: Values) -> dict[str, float]:
+    """The score of each method over its runs, the best first."""
     means = {name: scores.interval(runs).value for name, runs in values.items()}
-    best, *others = sorted(means, key=means.get, reverse=True)
-    leads = [scores.difference(values[best], values[name]) for name in others]
-    return best if leads and all(lead.low > 0 for lead in leads) else None
+    return dict(sorted(means.items(), key=lambda item: item[1], reverse=True))
+
+
+def leads_of_the_best(values: Values) -> dict[str, scores.Interval]:
+    """How far the best method is above each other one, the second best first."""
+    best, *others = mean_scores(values)
+    return {name: scores.difference(values[best], values[name]) for name in others}
+
+
+def leader(values: Values) -> str | None:
+    """The method whose lead over each other one can be told; None if there is none, or one only."""
+    leads = leads_of_the_best(values).values()
+    return (
+        next(iter(mean_scores(values))) if leads and all(x.excludes_zero for x in leads) else None
+    )
 
 
 def recommend(need: Need) -> str:
     """One sentence: the best method and its lead, or between which it cannot be told."""
-    means = {name: scores.interval(runs).value for name, runs in need.values.items()}
-    best, *others = sorted(means, key=means.get, reverse=True)
-    text = f"{need.title}: "
-    if not others:
+    means, leads = mean_scores(need.values), leads_of_the_best(need.values)
+    best, text = next(iter(means)), f"{need.title}: "
+    if not leads:
         return text + f"{best} ({means[best]:.1%}), the only method"
-    leads = {name: scores.difference(need.values[best], need.values[name]) for name in others}
-    undecided = [name for name in others if not leads[name].excludes_zero]
+    undecided = [name for name, lead in leads.items() if not lead.excludes_zero]
     if not undecided:
-        lead = leads[others[0]]
-        return text + f"{best} ({means[best]:.1%}), {_points(lead)} above {others[0]}"
+        second, lead = next(iter(leads.items()))
+        return text + f"{best} ({means[best]:.1%}), {_points(lead)} above {second}"
     named = ", ".join(f"{name} ({means[name]:.1%})" for name in [best, *undecided[:-1]])
     last = undecided[-1]
     lead = _points(leads[undecided[0]])
@@ -63,7 +76,7 @@ def cheapest(accuracy: Need, seconds: Mapping[str, float]) -> str:
 
     `seconds` of training, by method.
     """
-    means = {name: scores.interval(runs).value for name, runs in accuracy.values.items()}
+    means = mean_scores(accuracy.values)
     best = max(means.values())
     close = [name for name in seconds if means.get(name, 0) >= best - CLOSE]
     if not close:

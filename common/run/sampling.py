@@ -1,4 +1,4 @@
-"""Which images a step takes and what it draws: pure functions of seed, epoch, step and process."""
+"""Which images a step takes: pure functions of seed, epoch, step and process."""
 
 import numpy as np
 import torch
@@ -37,6 +37,6 @@ def local_slice(count: int, batch_size: int, process: int, processes: int) -> sl
 
 
 def generator(*numbers: int) -> torch.Generator:
-    """A CPU generator whose stream is a pure function of the numbers, such as seed, epoch, step."""
+    """A CPU generator whose stream is a pure function of the numbers, such as seed and epoch."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

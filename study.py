@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 import compare
 import train_ae
@@ -47,8 +46,8 @@ from common.config import (
 from common.data import augmentation, datasets
 from common.display import accuracies, tables
 from common.errors import UserError
-from common.evaluation import recommendation, scores
-from common.evaluation.recommendation import Need
+from common.evaluation import studies
+from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
 from common.run import runs, runtime, tracking
 
@@ -58,23 +57,6 @@ Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
 TRIAL_STEPS = 6  # of each epoch of a trial
 FREE = ("data_dir", "out", "tracking")  # what may change when a study is continued
-# The rows of the table: how a score is named in a run's summary, what it is, its format.
-SCORES = (
-    ("test/linear_accuracy", "linear probe", "{:.2%}", "linear"),
-    ("test/accuracy", "the method's own classifier", "{:.2%}", "own"),
-    ("test/knn_accuracy", "5 nearest neighbors", "{:.2%}", "knn"),
-    ("test/knn_cosine_accuracy", "5 nearest neighbors, cosine", "{:.2%}", "knn_cosine"),
-    ("test/class_mean_accuracy", "nearest class mean", "{:.2%}", "class_mean"),
-    ("latent/recall_at_1", "retrieval, recall at 1", "{:.2%}", "first_hit"),
-    ("latent/mean_average_precision", "retrieval, mean average precision", "{:.2%}", "precision"),
-    ("test/balanced_accuracy", "own classifier, balanced accuracy", "{:.2%}", ""),
-    ("test/macro_f1", "own classifier, macro F1", "{:.3f}", ""),
-    ("test/calibration_error", "own classifier, calibration error", "{:.3f}", ""),
-    ("latent/nmi", "k-means and the classes, NMI", "{:.3f}", ""),
-    ("latent/ari", "k-means and the classes, ARI", "{:.3f}", ""),
-    ("latent/silhouette", "silhouette", "{:.3f}", ""),
-    ("test/mse", "reconstruction MSE", "{:.5f}", ""),
-)
 
 
 @dataclass(frozen=True)
@@ -110,34 +92,11 @@ class Config:
     tracking: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: W&B, if logged in
 
 
-@dataclass(frozen=True)
-class Member:
-    """One run of the study: its folder's name, the method, labels per class (or all), the seed."""
-
-    name: str
-    method: str
-    labels: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished member: what its folder tells, and what is right on each test image.
-
-    `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
-    images that query. The comparison adds "robust".
-    """
-
-    member: Member
-    run: runs.Run
-    values: dict[str, np.ndarray]
-
-
 def main(config: Config) -> dict:
     # ---------------------------------------------------------------- Plan
     check(config)
     out = Path(config.out)
-    budgets = sorted(set(config.labels_per_class), key=number_of)
+    budgets = sorted(set(config.labels_per_class), key=studies.number_of)
     members = [
         Member(f"{method}-{labels}-seed{seed}", method, labels, seed)
         for seed in range(config.seeds)
@@ -161,7 +120,7 @@ def main(config: Config) -> dict:
                 failed[member.name] = str(error) or type(error).__name__
                 console.say(f"{member.name} failed: {failed[member.name]}")
             bar.update()
-    results = [read(out, member) for member in members if member.name not in failed]
+    results = [studies.read(out / "runs" / m.name, m) for m in members if m.name not in failed]
     if not results:
         raise UserError(f"no run of {out} succeeded: {'; '.join(failed.values())}")
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
@@ -172,7 +131,7 @@ def main(config: Config) -> dict:
     def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
         for result in largest:
             result.values["robust"] = robust[result.run.folder]
-        return recommendation_of(groups, failed)
+        return studies.recommendation_of(groups, failed)
 
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
@@ -181,22 +140,26 @@ def main(config: Config) -> dict:
     lines = compare.main(comparison, recommend)["recommendation"]
 
     # ---------------------------------------------------------------- Files
-    report = emptied(out / "report", "results.json")
-    rows = table(groups)
+    folder = emptied(out / "report", "results.json")
+    pixels = {}
+    for labels, (result, *_) in groups.items():
+        words = [*commands[result.member.name], "--data_dir", config.data_dir]
+        pixels[labels] = studies.pixel_probe(parse(SCRIPTS[result.member.method].Config, words))
+    rows = studies.table(groups, pixels)
     figures = {
-        "accuracy_by_labels": accuracies.by_labels(curves(groups), list(groups)),
-        "accuracy_by_seconds": accuracies.by_seconds(progress(largest)),
+        "accuracy_by_labels": accuracies.by_labels(studies.curves(groups), list(groups)),
+        "accuracy_by_seconds": accuracies.by_seconds(studies.progress(largest)),
     }
-    with made(report):
-        write_json(report / "results.json", {"recommendation": lines, "failed": failed})
+    with made(folder):
+        write_json(folder / "results.json", {"recommendation": lines, "failed": failed})
     markdown = "".join(f"- {line}\n" for line in lines) + "\n" + tables.as_markdown(rows)
-    write(report / "study.md", markdown.encode())
+    write(folder / "study.md", markdown.encode())
 
     # ---------------------------------------------------------------- W&B
     labels = {"name": f"study {config.dataset}: {', '.join(config.methods)}", "job_type": METHOD}
     labels |= {"group": group_of(config), "tags": [METHOD, *runs.own_tags(config.tags)]}
     with tracking.open_tracker(
-        report,
+        folder,
         settings={k: v if v is None else str(v) for k, v in asdict(config).items()},
         facts=runtime.facts(runtime.start("no", seed=0)),
         labels=labels,
@@ -205,41 +168,18 @@ def main(config: Config) -> dict:
         keep_rows=None,
         is_main=True,
     ) as tracker:
-        (report / "checkpoints").rmdir()  # there is nothing to resume
+        (folder / "checkpoints").rmdir()  # there is nothing to resume
         tracker.table("tables/recommendation", ["recommendation"], [[line] for line in lines], 0)
         header, *others = [[row.text, *row.cells] for row in rows if row.cells]
         tracker.table("tables/study", header, others, step=0)
         for name, figure in figures.items():
             tracker.figure(name, figure, name.replace("_", " "), step=0)
         end = tracker.finish({})
-    end += [f"page:         {compared}/index.html", f"study:        {report}/study.md"]
+    end += [f"page:         {compared}/index.html", f"study:        {folder}/study.md"]
     said = [f"- {line}" for line in lines]
     for line in ("", tables.as_text(rows), "", "recommendation", *said, "", *end):
         console.say(line)
     return {"recommendation": lines, "failed": failed}
-
-
-def recommendation_of(groups: dict[str, list[Result]], failed: dict[str, str]) -> list[str]:
-    """A sentence for each need, from the results by labels per class, the largest number last."""
-    *_, (most, largest) = groups.items()
-    shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
-    accuracy = {
-        labels: Need(f"highest accuracy with {named(labels)}", by_method(groups[labels], "linear"))
-        for labels in shown
-    }
-    needs = [
-        *accuracy.values(),
-        Need("retrieval of similar images", by_method(largest, "precision")),
-        Need("robust to noise and shift", by_method(largest, "robust")),
-    ]
-    lines = [recommendation.recommend(need) for need in needs]
-    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
-    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
-    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
-    lines.append(recommendation.reconstruction(errors, pca))
-    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
-    lines.append(recommendation.cheapest(accuracy[most], seconds))
-    return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 
 def check(config: Config) -> None:
@@ -251,16 +191,6 @@ def check(config: Config) -> None:
     for text in config.labels_per_class:
         if text != "all" and not (text.isdecimal() and int(text) > 0):
             raise UserError(f"--labels_per_class {text}: give numbers above 0, or all")
-
-
-def number_of(labels: str) -> float:
-    """Labels per class as a number; all of them are the most."""
-    return float("inf") if labels == "all" else int(labels)
-
-
-def named(labels: str) -> str:
-    """Labels per class in words."""
-    return "all labels" if labels == "all" else f"{labels} labels per class"
 
 
 def group_of(config: Config) -> str:
@@ -399,96 +329,6 @@ def emptied(folder: Path, proof: str) -> Path:
     if (folder / proof).is_file():
         shutil.rmtree(folder)
     return folder
-
-
-# ------------------------------------------------------------------------------- Reading the runs
-
-
-def read(out: Path, member: Member) -> Result:
-    """What a finished member found."""
-    run = runs.read_run(out / "runs" / member.name)
-    with np.load(run.folder / "latents.npz") as arrays:
-        labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
-        values = {
-            name: arrays[f"{name}_predictions"] == labels
-            for name in ("linear", "knn", "knn_cosine", "class_mean")
-        }
-        values["own"] = arrays["predictions"] == labels
-    first, precision = scores.retrieve(latents, torch.from_numpy(labels))
-    values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
-    return Result(member, run, {name: x.astype(float) for name, x in values.items()})
-
-
-def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray]]:
-    """The values of a score by method, an array for each seed."""
-    found: dict[str, list[np.ndarray]] = {}
-    for result in results:
-        found.setdefault(result.member.method, []).append(result.values[name])
-    return found
-
-
-def table(groups: dict[str, list[Result]]) -> list[tables.Row]:
-    """A section for each number of labels: score ± half of its 95 % interval, by method.
-
-    PCA and pixels stand beside them, from the summaries of the runs. The best method is marked only
-    where its lead over the second can be told.
-    """
-    methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
-    rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
-    for labels, group in groups.items():
-        rows.append(tables.Row(named(labels)))
-        summaries = {m: [r.run.summary for r in group if r.member.method == m] for m in methods}
-        for key, text, form, name in SCORES:
-            cells, best = [], frozenset()
-            values = by_method(group, name) if name else {}
-            for method, found in summaries.items():
-                numbers = [summary[key] for summary in found if key in summary]
-                cell = form.format(np.mean(numbers)) if numbers else "–"
-                if method in values:
-                    bounds = scores.interval(values[method])
-                    cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
-                cells.append(cell)
-            if name:
-                leader = recommendation.leader(values)
-                best = frozenset([methods.index(leader)] if leader else [])
-            for prefix in ("pca", "image"):
-                key_there = f"{prefix}/{key.split('/')[1]}"
-                numbers = [
-                    s[key_there] for found in summaries.values() for s in found if key_there in s
-                ]
-                cells.append(form.format(numbers[0]) if numbers else "–")
-            if set(cells) != {"–"}:
-                rows.append(tables.Row(text, tuple(cells), best))
-        costs = [[r.run.cost() for r in group if r.member.method == m] for m in methods]
-        seconds = [
-            np.mean([c["training_seconds"] for c in cost]) if cost else None for cost in costs
-        ]
-        cells = ["–" if s is None else f"{s:,.0f}" for s in seconds]
-        rows.append(tables.Row("seconds of training", (*cells, "–", "–")))
-    return rows
-
-
-def curves(groups: dict[str, list[Result]]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Accuracy of the linear probe with its interval, by method and labels per class."""
-    found: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for labels, group in groups.items():
-        for method, values in by_method(group, "linear").items():
-            bounds = scores.interval(values)
-            found.setdefault(method, {})[labels] = (bounds.value, bounds.low, bounds.high)
-    return found
-
-
-def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
-    """Seconds of training and kNN accuracy on validation (2,n) of each run, by method."""
-    found: dict[str, list[np.ndarray]] = {}
-    for result in results:
-        rows = [row for row in result.run.rows if "time/epoch_seconds" in row]
-        timed = np.array([row["time/epoch_seconds"] for row in rows])
-        means = timed.cumsum() / np.arange(1, len(rows) + 1)  # of an epoch; some were not timed
-        seconds = means * [row["epoch"] for row in rows]
-        accuracy = [row["val/knn_accuracy"] for row in rows]
-        found.setdefault(result.member.method, []).append(np.array([seconds, accuracy]))
-    return found
 
 
 if __name__ == "__main__":

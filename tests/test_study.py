@@ -74,6 +74,9 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
     assert all(f"- {line}\n" in text for line in lines)
     assert "| linear probe |" in text and "**2 labels per class**" in text
     assert text.count("| seconds of training |") == 2
+    for line in [line for line in text.splitlines() if line.startswith("| linear probe |")]:
+        *_, pixels = [cell.strip() for cell in line.strip("|").split("|")]
+        assert 20 < float(pixels.rstrip("%")) < 100  # of digits, from 2 labels per class up
     for name in ("accuracy_by_labels", "accuracy_by_seconds"):
         assert (report / "figures" / f"{name}.png").stat().st_size > 1000
     shown = capsys.readouterr().out

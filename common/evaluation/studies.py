@@ -1,0 +1,193 @@
+"""What a study found: the scores of its runs, their table, curves and recommendation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.config import TrainingConfig
+from common.data import datasets
+from common.display import tables
+from common.evaluation import probes, recommendation, report, scores
+from common.evaluation.recommendation import Need
+from common.run import runs
+
+# The rows of the table: how a score is named in a run's summary, what it is, its format.
+SCORES = (
+    ("test/linear_accuracy", "linear probe", "{:.2%}", "linear"),
+    ("test/accuracy", "the method's own classifier", "{:.2%}", "own"),
+    ("test/knn_accuracy", "5 nearest neighbors", "{:.2%}", "knn"),
+    ("test/knn_cosine_accuracy", "5 nearest neighbors, cosine", "{:.2%}", "knn_cosine"),
+    ("test/class_mean_accuracy", "nearest class mean", "{:.2%}", "class_mean"),
+    ("latent/recall_at_1", "retrieval, recall at 1", "{:.2%}", "first_hit"),
+    ("latent/mean_average_precision", "retrieval, mean average precision", "{:.2%}", "precision"),
+    ("test/balanced_accuracy", "own classifier, balanced accuracy", "{:.2%}", ""),
+    ("test/macro_f1", "own classifier, macro F1", "{:.3f}", ""),
+    ("test/calibration_error", "own classifier, calibration error", "{:.3f}", ""),
+    ("latent/nmi", "k-means and the classes, NMI", "{:.3f}", ""),
+    ("latent/ari", "k-means and the classes, ARI", "{:.3f}", ""),
+    ("latent/silhouette", "silhouette", "{:.3f}", ""),
+    ("test/mse", "reconstruction MSE", "{:.5f}", ""),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of the study: its folder's name, the method, labels per class (or all), the seed."""
+
+    name: str
+    method: str
+    labels: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished member: what its folder tells, and what is right on each test image.
+
+    `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
+    images that query. The comparison adds "robust".
+    """
+
+    member: Member
+    run: runs.Run
+    values: dict[str, np.ndarray]
+
+
+def number_of(labels: str) -> float:
+    """Labels per class as a number; all of them are the most."""
+    return float("inf") if labels == "all" else int(labels)
+
+
+def named(labels: str) -> str:
+    """Labels per class in words."""
+    return "all labels" if labels == "all" else f"{labels} labels per class"
+
+
+def recommendation_of(groups: dict[str, list[Result]], failed: dict[str, str]) -> list[str]:
+    """A sentence for each need, from the results by labels per class, the largest number last."""
+    *_, (most, largest) = groups.items()
+    shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
+    accuracy = {
+        labels: Need(f"highest accuracy with {named(labels)}", by_method(groups[labels], "linear"))
+        for labels in shown
+    }
+    needs = [
+        *accuracy.values(),
+        Need("retrieval of similar images", by_method(largest, "precision")),
+        Need("robust to noise and shift", by_method(largest, "robust")),
+    ]
+    lines = [recommendation.recommend(need) for need in needs]
+    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
+    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
+    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
+    lines.append(recommendation.reconstruction(errors, pca))
+    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
+    lines.append(recommendation.cheapest(accuracy[most], seconds))
+    return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
+
+
+def read(folder: Path, member: Member) -> Result:
+    """What a finished member found."""
+    run = runs.read_run(folder)
+    with np.load(run.folder / "latents.npz") as arrays:
+        labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
+        values = {
+            name: arrays[f"{name}_predictions"] == labels
+            for name in ("linear", "knn", "knn_cosine", "class_mean")
+        }
+        values["own"] = arrays["predictions"] == labels
+    first, precision = scores.retrieve(latents, torch.from_numpy(labels))
+    values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
+    return Result(member, run, {name: x.astype(float) for name, x in values.items()})
+
+
+def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray]]:
+    """The values of a score by method, an array for each seed."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        found.setdefault(result.member.method, []).append(result.values[name])
+    return found
+
+
+def pixel_probe(config: TrainingConfig) -> float | None:
+    """Test accuracy of the linear probe on the raw pixels of a run's images; None: too many."""
+    images = datasets.load(config, show_progress=False)
+    if report.pixels_too_large(images):
+        return None
+    splits = (images.train, images.validation, images.test)
+    flat = [torch.cat(list(report.pixels(split))) for split in splits]
+    labels = [split.labels for split in splits]
+    pairs = zip(flat, labels, strict=True)
+    latents = probes.Latents(*(tensor for pair in pairs for tensor in pair))
+    probe = probes.fit_linear(latents, len(images.class_names))
+    return probes.accuracy(probe.predict(latents.test), latents.test_labels)
+
+
+def table(
+    groups: dict[str, list[Result]], pixel_probes: dict[str, float | None]
+) -> list[tables.Row]:
+    """A section for each number of labels: score ± half of its 95 % interval, by method.
+
+    PCA and pixels stand beside them, from the summaries of the runs and, for the linear probe on
+    pixels, from `pixel_probes`. The best method is marked only where its lead over the second can
+    be told.
+    """
+    methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
+    rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
+    for labels, group in groups.items():
+        rows.append(tables.Row(named(labels)))
+        summaries = {m: [r.run.summary for r in group if r.member.method == m] for m in methods}
+        for key, text, form, name in SCORES:
+            cells, best = [], frozenset()
+            values = by_method(group, name) if name else {}
+            for method, found in summaries.items():
+                numbers = [summary[key] for summary in found if key in summary]
+                cell = form.format(np.mean(numbers)) if numbers else "–"
+                if method in values:
+                    bounds = scores.interval(values[method])
+                    cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
+                cells.append(cell)
+            if name:
+                leader = recommendation.leader(values)
+                best = frozenset([methods.index(leader)] if leader else [])
+            for prefix in ("pca", "image"):
+                key_there = f"{prefix}/{key.split('/')[1]}"
+                known = [summary for found in summaries.values() for summary in found]
+                known.append({"image/linear_accuracy": pixel_probes[labels]})
+                numbers = [s[key_there] for s in known if s.get(key_there) is not None]
+                cells.append(form.format(numbers[0]) if numbers else "–")
+            if set(cells) != {"–"}:
+                rows.append(tables.Row(text, tuple(cells), best))
+        costs = [[r.run.cost() for r in group if r.member.method == m] for m in methods]
+        seconds = [
+            np.mean([c["training_seconds"] for c in cost]) if cost else None for cost in costs
+        ]
+        cells = ["–" if s is None else f"{s:,.0f}" for s in seconds]
+        rows.append(tables.Row("seconds of training", (*cells, "–", "–")))
+    return rows
+
+
+def curves(groups: dict[str, list[Result]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Accuracy of the linear probe with its interval, by method and labels per class."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for labels, group in groups.items():
+        for method, values in by_method(group, "linear").items():
+            bounds = scores.interval(values)
+            found.setdefault(method, {})[labels] = (bounds.value, bounds.low, bounds.high)
+    return found
+
+
+def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
+    """Seconds of training and kNN accuracy on validation (2,n) of each run, by method."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        rows = [row for row in result.run.rows if "time/epoch_seconds" in row]
+        timed = np.array([row["time/epoch_seconds"] for row in rows])
+        means = timed.cumsum() / np.arange(1, len(rows) + 1)  # of an epoch; some were not timed
+        seconds = means * [row["epoch"] for row in rows]
+        accuracy = [row["val/knn_accuracy"] for row in rows]
+        found.setdefault(result.member.method, []).append(np.array([seconds, accuracy]))
+    return found

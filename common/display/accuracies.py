@@ -11,7 +11,7 @@ from common.display import plots
 SIZE = (5.6, 3.6)  # inches
 
 
-@plots._style()
+@plots.styled
 def by_labels(
     curves: Mapping[str, Mapping[str, tuple[float, float, float]]], labels: Sequence[str]
 ) -> Figure:
@@ -39,7 +39,7 @@ def by_labels(
     return _finished(figure)
 
 
-@plots._style()
+@plots.styled
 def by_seconds(curves: Mapping[str, Sequence[ndarray]]) -> Figure:
     """A line for each run, in the color of its method: seconds of training, kNN accuracy (2,n)."""
     figure = Figure(figsize=SIZE, dpi=plots.DPI, layout="constrained")
@@ -62,5 +62,4 @@ def _finished(figure: Figure) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color=plots.PALE, linewidth=0.5)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
-    figure.draw_without_rendering()  # creates the ticks while the style is set
     return figure

@@ -3,10 +3,9 @@
 Arrays in, figure out, without pyplot; nothing is logged, shown or saved here.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import matplotlib
@@ -32,12 +31,23 @@ _STYLE = {
 _FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Arial Unicode MS")
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's defaults and our style, whatever the user's rcParams are."""
-    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
-    with matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())}):
-        yield
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw with Matplotlib's defaults and our style, whatever the user's rcParams are.
+
+    The figure is laid out here, once: saving it would do so twice.
+    """
+
+    @functools.wraps(draw)
+    def wrapper(*args, **kwargs) -> Figure:
+        plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
+        with matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())}):
+            figure = draw(*args, **kwargs)
+            if figure.get_layout_engine():
+                figure.draw_without_rendering()  # also creates the ticks while the style is set
+                figure.set_layout_engine("none")
+        return figure
+
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Curve:
     x: str = "epoch"
 
 
-@_style()
+@styled
 def reconstructions(images: ndarray, reconstructions: ndarray, names: Sequence[str]) -> Figure:
     """Images above their reconstructions, with class names and mean squared errors.
 
@@ -90,7 +100,7 @@ def reconstructions(images: ndarray, reconstructions: ndarray, names: Sequence[s
     return figure
 
 
-@_style()
+@styled
 def interpolation(
     frames: ndarray, first_name: str, last_name: str, ends: ndarray | None = None
 ) -> Figure:
@@ -120,7 +130,7 @@ def interpolation(
     return figure
 
 
-@_style()
+@styled
 def embeddings(
     panels: Sequence[Embedding],
     labels: ndarray,
@@ -171,7 +181,7 @@ def embeddings(
     return figure
 
 
-@_style()
+@styled
 def confusion(labels: ndarray, predictions: ndarray, class_names: Sequence[str]) -> Figure:
     """Confusion matrix: in row y, column x, the percentage of class y that is predicted as x.
 
@@ -206,7 +216,7 @@ def confusion(labels: ndarray, predictions: ndarray, class_names: Sequence[str])
     return figure
 
 
-@_style()
+@styled
 def curves(rows: Sequence[Mapping[str, float]], panels: Sequence[Curve]) -> Figure:
     """Logged values over time: one panel per `Curve`, with its reference lines.
 
@@ -245,7 +255,6 @@ def curves(rows: Sequence[Mapping[str, float]], panels: Sequence[Curve]) -> Figu
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.3}
         entries, widths = _labels(entries)
         axes.legend(axes.lines, entries, ncols=_legend_columns(widths, 0.5, width - 0.3), **place)
-    figure.draw_without_rendering()  # creates the ticks while the style is set
     return figure
 
 

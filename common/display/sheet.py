@@ -28,7 +28,7 @@ def class_colors(count: int) -> list[str]:
     return [to_hex(color) for color in few[:count]]
 
 
-@plots._style()
+@plots.styled
 def classes(accuracies: Mapping[str, ndarray], class_names: Sequence[str]) -> Figure:
     """Heatmap of the accuracy of each class in each space; NaN: no such test image.
 
@@ -61,7 +61,7 @@ def classes(accuracies: Mapping[str, ndarray], class_names: Sequence[str]) -> Fi
     return figure
 
 
-@plots._style()
+@plots.styled
 def mistakes(
     confusions: Mapping[str, Sequence[tuple[int, int, float]]], class_names: Sequence[str]
 ) -> Figure:
@@ -99,7 +99,7 @@ def mistakes(
 Line = Mapping[float, tuple[float, float]]  # x: mean and standard deviation, fractions
 
 
-@plots._style()
+@plots.styled
 def lines(panels: Mapping[tuple[str, str], Mapping[str, Line]], baselines: Sequence[str]) -> Figure:
     """Accuracy over labels or corruption severity: a panel per (title, x label), a line per space.
 
@@ -136,7 +136,6 @@ def lines(panels: Mapping[tuple[str, str], Mapping[str, Line]], baselines: Seque
     entries, widths = plots._labels(handles)
     columns = plots._legend_columns(widths, 0.5, WIDTH - 0.3)
     figure.legend(handles.values(), entries, ncols=columns, loc="outside lower center")
-    figure.draw_without_rendering()  # creates the ticks while the style is set
     return figure
 
 

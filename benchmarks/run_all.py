@@ -19,8 +19,8 @@ import measure
 from pages import put_between_marks
 
 PROGRAMS = (
-    *("augmentation", "loss", "supcon", "overhead", "autoencoder", "startup", "scaling"),
-    "evaluation",
+    *("augmentation", "loss", "encoders", "supcon", "overhead", "autoencoder", "startup"),
+    *("scaling", "evaluation"),
 )
 ROUNDS = {"supcon": 5, "autoencoder": 5, "overhead": 5}
 PLOT = measure.ROOT / "docs/images/scaling.png"

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from common import console
-from common.errors import UserError
-from common.files import expand_home, read_json
+from . import console
+from .errors import UserError
+from .files import expand_home, read_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from .errors import UserError
 
 
 def begin() -> None:

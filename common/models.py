@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from common.errors import UserError
-from common.files import read_json, write, write_json
+from .errors import UserError
+from .files import read_json, write, write_json
 
 DEFAULT_WIDTH = {"cnn": 32, "airbench": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64}
 LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file

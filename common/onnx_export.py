@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from .errors import UserError
 
 TOLERANCE = 1e-4  # between onnxruntime and PyTorch
 

@@ -1,6 +1,7 @@
 """The shape of the code: what the design draws is what the files do."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ FILES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("common/**/*.py"))]
 
 
 def imports_of_common(path: Path) -> set[str]:
-    """The first name below `common` of each import in a file: a room, or a file outside them."""
+    """The first name below `common` of each import in a file: a room, or a file outside them.
+
+    All of them are relative, as another test checks.
+    """
     found = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "common":
-            parts = node.module.split(".")
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = path.parts[: -node.level]
+            parts = [*package, *filter(None, (node.module or "").split("."))]
             found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-            found |= {parts[1] for parts in names if parts[0] == "common" and len(parts) > 1}
     return found
 
 
@@ -32,6 +34,13 @@ def test_a_room_uses_the_ground_and_itself(path):
     room = path.parts[1]
     allowed = GROUND | ({room} | ROOMS[room] if room in ROOMS else set())
     assert imports_of_common(path) <= allowed
+
+
+def test_imports_are_relative():
+    """Installed, `common` has another name (pyproject.toml)."""
+    for path in FILES:
+        text = (ROOT / path).read_text()
+        assert not re.findall(r"^ *(?:from|import) common\b.*", text, re.MULTILINE), path
 
 
 def test_there_are_four_rooms():

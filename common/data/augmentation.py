@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.color import color_jitter_, draw_jitter, rgb_to_grayscale
-from common.data.philox import Random
+from .color import color_jitter_, draw_jitter, rgb_to_grayscale
+from .philox import Random
 
 Kind = Literal["none", "crop_flip", "cutout", "affine", "contrastive"]
 Range = tuple[float, float]

@@ -7,7 +7,7 @@ Parameters are on the images' device. The operations equal torchvision's
 import torch
 from torch import Tensor
 
-from common.data.philox import Random
+from .philox import Random
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 

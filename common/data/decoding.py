@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from common.errors import UserError
+from ..errors import UserError
 
 DECODE_VERSION = 2  # increase it whenever the same file would give other pixels
 AHEAD = 8  # chunks per thread that are decoded in advance

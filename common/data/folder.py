@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.data.decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
-from common.data.labels import list_labelled
-from common.data.layout import PARTS, Listing, list_files, say, some
-from common.errors import UserError
-from common.files import (
+from .decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
+from .labels import list_labelled
+from .layout import PARTS, Listing, list_files, say, some
+from ..errors import UserError
+from ..files import (
     atomic_write,
     checksum,
     lock,

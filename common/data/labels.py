@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.layout import Listing, printable, some
-from common.errors import UserError
+from .layout import Listing, printable, some
+from ..errors import UserError
 
 
 def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:

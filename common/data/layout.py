@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.console import is_first_process
-from common.data.decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
-from common.errors import UserError
+from ..console import is_first_process
+from .decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
+from ..errors import UserError
 
 # in the order of the array; the names that folders have for each part, in any case of letters
 PARTS = {

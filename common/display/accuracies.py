@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy import ndarray
 
-from common.display import plots
+from . import plots
 
 SIZE = (5.6, 3.6)  # inches
 

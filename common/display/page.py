@@ -18,7 +18,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from common.display.tables import Row
+from .tables import Row
 
 HERE = Path(__file__).parent
 STEPS = 65535  # of coordinates and confidences in the page

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy import ndarray
 
-from common.display import plots
+from . import plots
 
 WIDTH = 9.3  # inches, of three maps in a row
 MOST_CLASSES = 20  # columns; of more classes the hardest are shown

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.evaluation import geometry, neighbors, probes, report
+from . import geometry, neighbors, probes, report
 
 NEIGHBORS = (1, 5, 20, 100)  # 5 is knn_accuracy, as the training scripts report it
 MAP_NEIGHBORS = 20  # of each image of a map, among the images of the map

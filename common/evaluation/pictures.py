@@ -6,8 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from common.display import plots, tables
-from common.evaluation import geometry, probes, report
+from ..display import plots, tables
+from . import geometry, probes, report
 
 Picture = tuple[str, Figure, str]  # name of its file, figure, caption
 

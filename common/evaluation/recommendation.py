@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.evaluation import scores
+from . import scores
 
 CLOSE = 0.01  # of accuracy: what the cheapest method may be below the best
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.console import say
-from common.errors import UserError
-from common.evaluation import geometry, neighbors, probes, scores
-from common.files import write
+from ..console import say
+from ..errors import UserError
+from ..files import write
+from . import geometry, neighbors, probes, scores
 
 ROUNDING_MSE = 1 / (12 * 255**2)  # variance of rounding to 8 bits, images in [0,1]
 LARGEST_PIXEL_SPACE = 2**31  # bytes of flattened training images for kNN on pixels

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from common.console import say
-from common.errors import UserError
-from common.files import checksum, write
+from ..console import say
+from ..errors import UserError
+from ..files import checksum, write
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 BEST = "best.safetensors"

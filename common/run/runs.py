@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import renamed
-from common.errors import UserError
-from common.files import expand_home, read_json, read_rows
+from ..config import renamed
+from ..errors import UserError
+from ..files import expand_home, read_json, read_rows
 
 # Flags that say where and how a run is made, not what is trained.
 NOT_IN_A_NAME = (

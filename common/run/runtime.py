@@ -18,8 +18,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
-from common.console import is_first_process, say
-from common.errors import UserError
+from ..console import is_first_process, say
+from ..errors import UserError
 
 # Variables that `accelerate launch` exports for its settings.
 OTHER_TRAININGS = {

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from ..errors import UserError
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Tensor:

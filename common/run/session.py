@@ -15,13 +15,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from common import console
-from common.errors import UserError, out_of_memory
-from common.files import read_rows
-from common.run import checkpoints, runs, runtime, tracking
-from common.run.monitor import Monitor
-from common.run.sampling import epoch_batches, local_slice
-from common.run.signals import Signals
+from .. import console
+from ..errors import UserError, out_of_memory
+from ..files import read_rows
+from . import checkpoints, runs, runtime, tracking
+from .monitor import Monitor
+from .sampling import epoch_batches, local_slice
+from .signals import Signals
 
 SHORT_EPOCH = 20  # steps; shorter epochs that are not evaluated share a checkpoint
 

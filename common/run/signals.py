@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from common.console import is_first_process
+from ..console import is_first_process
 
 
 class Signals:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.console import say
-from common.errors import UserError
-from common.files import append, lock, made, read_json, remove_parts, room_for, write, write_json
-from common.run import wandb_backend
+from ..console import say
+from ..errors import UserError
+from ..files import append, lock, made, read_json, remove_parts, room_for, write, write_json
+from . import wandb_backend
 
 PROJECT = "latent-spaces"  # where neither a flag nor W&B's own settings name one
 CONFUSED = ("class", "images", "accuracy", "mistaken for", "times")

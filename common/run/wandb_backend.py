@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from common.console import say
-from common.errors import UserError
-from common.run.runs import own_tags
+from ..console import say
+from ..errors import UserError
+from .runs import own_tags
 
 CODE = Path(__file__).parents[2]
 PER_EPOCH = ("val", "test", "projection", "latent", "image", "pca", "time", "memory")

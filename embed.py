@@ -9,12 +9,13 @@ there is one. The file that is written holds, for each image in the order of `pa
     confidences     float32 (N,)     its probability
     probabilities   float32 (N,K)    of all classes; `class_names` (K,) names them
 
-`--export onnx` writes the network itself, preprocessing included, to be run without PyTorch. It
-is kept only if onnxruntime's outputs equal PyTorch's.
+`--export` writes the network itself, preprocessing included: `onnx` runs without PyTorch, `pt2`
+with PyTorch alone. The file is kept only if its outputs equal the network's.
 
     python embed.py runs/joint-cifar10 holiday/ cat.jpg --out latents.npz
     python embed.py runs/joint-cifar10 holiday/ --out latents.parquet
     python embed.py runs/joint-cifar10 --export onnx --out encoder.onnx
+    python embed.py runs/joint-cifar10 --export pt2 --out encoder.pt2
 """
 
 import contextlib
@@ -25,18 +26,19 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tyro.conf import Positional, arg
 
-from common import console, models, onnx_export
+from common import console, models
 from common.config import Place, PositiveInt, parse
 from common.data import datasets, decoding
 from common.display import tables
 from common.errors import UserError, out_of_memory
+from common.export import FileFormat, InputType, export_network
 from common.files import atomic_write, read_json
 from common.run import runs, runtime
 
@@ -48,12 +50,13 @@ TORCHVISION_SIZE, BORDER = 32, 2
 @dataclass(frozen=True)
 class Config:
     run: Annotated[Positional[Place], arg(metavar="RUN")]  # folder of a finished run
-    out: Place  # file to write: .npz or .parquet; with --export .onnx
+    out: Place  # file to write: .npz or .parquet; with --export .onnx or .pt2
     images: Annotated[Positional[tuple[Place, ...]], arg(metavar="IMAGES")] = ()  # and folders
     batch_size: PositiveInt = 256  # images encoded at a time
     skip_unreadable: bool = False  # leave out images that cannot be read
-    export: Literal["onnx"] | None = None  # write the network itself, without any images
-    onnx_input: Literal["uint8", "float32"] = "uint8"  # its images: 0 to 255, or floats in [0,1]
+    export: FileFormat | None = None  # write the network itself, without any images
+    # its images: 0 to 255, or floats in [0,1]
+    export_input: Annotated[InputType, arg(aliases=["--onnx_input"])] = "uint8"
 
 
 def main(config: Config) -> dict[str, float]:
@@ -64,7 +67,7 @@ def main(config: Config) -> dict[str, float]:
     out = choose_out(config.out, config.export)
     network, description = load_run(Path(config.run))
     if config.export:
-        return export(network, description, config.onnx_input, out)
+        return write_network(network, description, config, out)
     device = torch.device("cuda" if runtime.uses_cuda() else "cpu")
     network.to(device)
 
@@ -144,7 +147,8 @@ def choose_out(name: str, export: str | None) -> Path:
     out = Path(name)
     endings = (f".{export}",) if export else (".npz", ".parquet")
     if out.suffix not in endings:
-        hint = "; it is written by --export onnx" if out.suffix == ".onnx" else ""
+        is_network = out.suffix in (".onnx", ".pt2")
+        hint = f"; it is written by --export {out.suffix[1:]}" if is_network else ""
         raise UserError(f"--out {out} must end in {' or '.join(endings)}{hint}")
     if os.path.lexists(out):
         raise UserError(f"{out} exists; choose another --out, or remove it")
@@ -266,19 +270,20 @@ def write_parquet(file: IO, columns: dict[str, np.ndarray], facts: dict[str, Any
     pyarrow.parquet.write_table(table, file)
 
 
-def export(
-    network: Network, description: dict[str, Any], input_type: str, out: Path
+def write_network(
+    network: Network, description: dict[str, Any], config: Config, out: Path
 ) -> dict[str, float]:
-    """Write the network as ONNX, and say what its input and outputs are."""
+    """Write the network as a file of its own, and say what its input and outputs are."""
     shape = (description["channels"], description["image_size"], description["image_size"])
-    content, sizes, difference = onnx_export.export(
-        network, shape, input_type, description["class_names"]
+    content, sizes, difference = export_network(
+        network, config.export, shape, config.export_input, description["class_names"]
     )
     with written(out) as file:
         file.write(content)
     console.say(
-        f"{out}: images {input_type} (B,{','.join(map(str, shape))}) to latents (B,{sizes[0]}) and "
-        f"logits (B,{sizes[1]}); differs from PyTorch by {difference:.1e} at most"
+        f"{out}: images {config.export_input} (B,{','.join(map(str, shape))}) to latents "
+        f"(B,{sizes[0]}) and logits (B,{sizes[1]}); differs from PyTorch by {difference:.1e} at "
+        "most"
     )
     return {"difference": difference}
 

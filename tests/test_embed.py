@@ -15,7 +15,7 @@ import embed
 import train_ae
 import train_joint
 import train_supcon
-from common import models, onnx_export
+from common import export, models
 from common.config import parse
 from common.data import datasets
 from common.display import tables
@@ -152,11 +152,48 @@ def test_a_resnet_on_colors_is_exported_too(tmp_path):
     assert run_embed(tmp_path / "run", *args)["difference"] < 1e-4
 
 
+@pytest.mark.parametrize("encoder", ["cnn", "resnet18", "airbench"])
+@pytest.mark.parametrize("input_type", ["uint8", "float32"])
+def test_a_program_of_torch_export_is_the_run_for_any_batch(tmp_path, encoder, input_type, capsys):
+    network = make_run(tmp_path / "run", encoder=encoder, channels=3)
+    classifier, path = models.load_classifier(tmp_path / "run"), tmp_path / "encoder.pt2"
+    run_embed(tmp_path / "run", "--export=pt2", f"--export_input={input_type}", "--out", path)
+    program = torch.export.load(path).module()
+    for count in (1, 2, 7):
+        images = torch.from_numpy(noise(count, count, 3, 16, 16))
+        images = images if input_type == "uint8" else images / 255
+        with torch.no_grad():
+            latents, logits = program(images)
+            assert torch.allclose(latents, network(images), rtol=0, atol=1e-5)
+            assert torch.allclose(logits, classifier(network(images)), rtol=0, atol=1e-5)
+    extra = {"class_names.json": ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["class_names.json"]) == ["cat", "dog", "eel"]
+    assert str(ROOT).encode() not in path.read_bytes()  # nothing of this machine goes along
+    assert f"images {input_type} (B,3,16,16)" in capsys.readouterr().out
+
+
+TWO_LINES = """
+import torch
+latents, logits = torch.export.load("encoder.pt2").module()(torch.zeros(3, 1, 16, 16).byte())
+import sys
+print(tuple(latents.shape), tuple(logits.shape), "common" in sys.modules)
+"""
+
+
+def test_two_lines_of_pytorch_load_it_without_this_code(tmp_path, run_command):
+    make_run(tmp_path / "run")
+    run_embed(tmp_path / "run", "--export=pt2", "--out", tmp_path / "encoder.pt2")
+    done = run_command(sys.executable, "-c", TWO_LINES, PYTHONPATH="")
+    assert (done.returncode, done.stdout) == (0, "(3, 6) (3, 3) False\n"), done.stderr
+
+
 def test_an_exported_network_that_differs_is_not_kept(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
-    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"differs from PyTorch's by .* is not kept"):
-        run_embed(tmp_path / "run", "--export=onnx", "--out", tmp_path / "encoder.onnx")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    for ending in ("onnx", "pt2"):
+        with pytest.raises(UserError, match=r"differs from PyTorch's by .* is not kept"):
+            run_embed(tmp_path / "run", f"--export={ending}", "--out", tmp_path / f"out.{ending}")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -256,7 +293,9 @@ def locked(place: Path) -> None:
         ("run images color.png --out out.npz", "color.png is an RGB image, but run was", None),
         ("run images --out out.csv", r"--out out.csv must end in \.npz or \.parquet", None),
         ("run images --out out.onnx", "it is written by --export onnx", None),
+        ("run images --out out.pt2", "it is written by --export pt2", None),
         ("run --export onnx --out out.npz", r"must end in \.onnx", None),
+        ("run --export pt2 --out out.pt", r"must end in \.pt2", None),
         ("run images --export onnx --out out.onnx", "--export onnx takes no images", None),
         ("run images --out out.npz", "out.npz exists; choose another --out", locked),
         ("run images --out no/out.npz", "cannot write no/out.npz: .*/no is not a folder", None),

@@ -38,6 +38,25 @@ def test_labels_are_those_of_the_file(pets, mark):
     assert sorted(pixels) == list(range(40)) and arrays.groups is None
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_as_spreadsheets_write_them(pets, mark, end):
+    text = table(group=True).replace("path,label", "Path,LABEL").replace(",", mark)
+    file = pets / "labels.csv"
+    file.write_bytes(("\ufeff" + text.replace("\n", end)).encode())
+    arrays = load_folder(pets, 8, labels=str(file))
+    np.testing.assert_array_equal(arrays.train_labels, arrays.train_images[:, 0, 0, 0] % 2)
+    assert len(np.unique(arrays.groups)) == 10
+
+
+def test_paths_may_be_absolute_and_columns_that_are_not_used_are_named(pets, tmp_path, capsys):
+    rows = (f"{n},{pets}/{n:02}.png,{n % 2},test" for n in range(40))
+    file = write(pets, "id,path,label,Split\n" + "\n".join(rows))
+    arrays = load_folder(tmp_path, 8, labels=file)
+    assert arrays.class_names == ("0", "1") and len(arrays.train_images) == 40
+    assert f"columns of {file} that are not used: id, split\n" in capsys.readouterr().err
+
+
 def test_groups_are_never_split(pets):
     arrays = load_folder(pets, 8, labels=write(pets, table(group=True)))
     np.testing.assert_array_equal(
@@ -61,6 +80,7 @@ def test_groups_are_never_split(pets):
     ("path,label,group\n00.png,a,\n", "row 2 has no group"),
     ("path,label\nno.png,a\n00.png,a\n", "names 1 files that are not there: no.png; paths are"),
     ("path,label\n00.png,a\n./00.png,b\n", "names images twice: 00.png"),
+    ("path,label,Label\n00.png,a,b\n", "has two columns label; rename one"),
     ("path,label\n00.png,a\0\n\xff", "labels.csv"),
 ])  # fmt: skip
 def test_bad_files_are_refused_in_one_line(pets, text, message):

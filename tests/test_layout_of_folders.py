@@ -105,6 +105,32 @@ def test_class_folders_without_train(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test"), ("training_set", "test_set"), ("images-Train", "val 2017")]
+)
+def test_parts_under_longer_names_are_no_classes(tmp_path, names):
+    for name in names:
+        fill(tmp_path / name / name)
+    with pytest.raises(UserError, match=f"lacks train/; .*{names[0]} as train/") as error:
+        load_folder(tmp_path, 8)
+    assert f"{names[1]} as " in error.value.message
+
+
+def test_one_class_may_be_called_like_a_part(tmp_path):
+    fill(tmp_path, names=("bus", "train station"))
+    assert load_folder(tmp_path, 8).class_names == ("bus", "train station")
+
+
+def test_files_of_systems_are_no_images_and_a_linked_folder_is_named(tmp_path):
+    fill(tmp_path / "train")
+    for name in ("ehthumbs.db", "Icon\r", "00.png:Zone.Identifier", "Desktop.ini"):
+        (tmp_path / "train/ant" / name).write_text("no image")
+    assert len(load_folder(tmp_path, 8).train_images) == 2 * COUNT
+    os.symlink(tmp_path / "train/bee", tmp_path / "train/ant/more")
+    with pytest.raises(UserError, match=r"train/ant/more \(a link to a folder\)"):
+        load_folder(tmp_path, 8)
+
+
 def test_the_fingerprint_of_a_known_layout_stays(tmp_path):
     """The value that the version without other layouts gave."""
     fill(tmp_path / "train", 0, count=2)

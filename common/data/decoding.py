@@ -33,6 +33,8 @@ SMALL = 4096  # bytes of a file of which Python's part takes longer than Pillow'
 # Folders that systems and programs leave among images, and those of thumbnails and masks.
 SYSTEM_FOLDERS = {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information"}
 SYSTEM_FOLDERS |= {"lost+found"}
+# the last one beside each file that Windows fetched from the network
+SYSTEM_FILE = re.compile(r"(eh)?thumbs\.db|desktop\.ini|icon\r|.+zone\.identifier", re.IGNORECASE)
 COMPANION_FOLDERS = {"thumbnails", "thumbs", "previews", "masks", "segmentations"}
 # NAME_mask beside NAME is no image of its own
 COMPANION = re.compile(
@@ -58,8 +60,7 @@ def visible(folder: str | Path) -> list[os.DirEntry]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; fix or remove it") from None
-    others = ("thumbs.db", "desktop.ini")
-    return [e for e in entries if e.name[0] != "." and e.name.lower() not in others]
+    return [e for e in entries if e.name[0] != "." and not SYSTEM_FILE.fullmatch(e.name)]
 
 
 def files_below(folder: str, left_out: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
@@ -237,7 +238,9 @@ def _decode(
     cannot be read.
     """
     if not os.path.isfile(path):  # opening a pipe would block
-        raise OSError("broken link" if not os.path.exists(path) else "no regular file")
+        is_there, is_folder = os.path.exists(path), os.path.isdir(path)
+        kind = "a link to a folder" if is_folder else "no regular file"
+        raise OSError(kind if is_there else "broken link")
     if os.path.splitext(path)[1].lower() in RAW:
         raise OSError("a RAW file, of which only the preview can be read: convert it")
     with Image.open(path) as image:

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..files import (
     atomic_write,
     checksum,
+    expand_home,
     lock,
     read_json,
     user_cache_folder,
@@ -74,11 +75,11 @@ def load_folder(
     that is missing or has another layout, a class without images, no room for the cache, and
     unreadable files, which `skip_unreadable` leaves out and counts on stderr.
     """
-    data_dir = Path(data_dir).expanduser().absolute()
+    data_dir = Path(expand_home(str(data_dir))).absolute()
     if labels is None:
         listing, groups = list_files(data_dir), []
     else:
-        listing, groups = list_labelled(data_dir, Path(labels).expanduser())
+        listing, groups = list_labelled(data_dir, Path(expand_home(labels)))
     about = [DECODE_VERSION, white, listing._replace(notes=[])]
     name = f"images-{image_size}-{checksum(json.dumps(about).encode())[:20]}"
     user_cache = user_cache_folder()

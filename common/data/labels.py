@@ -1,5 +1,7 @@
 """Labels in a CSV file: `path` and `label` of each image, and its `group`, if there are groups.
 
+Commas, semicolons or tabs separate the columns; case does not count in their names.
+
 Images of one group, such as those of one patient, are never split between training, validation and
 test.
 """
@@ -12,6 +14,8 @@ from pathlib import Path
 
 from .layout import Listing, printable, some
 from ..errors import UserError
+
+COLUMNS = ("path", "label", "group")
 
 
 def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
@@ -34,6 +38,9 @@ def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
     names = sorted({label for label, *_ in table})
     index = {name: number for number, name in enumerate(names)}
     stamps = [[s.st_size, s.st_mtime_ns] for *_, name in table for s in [name.stat()]]
+    notes = [f"labels of {len(table):,} images, {len(names)} classes, are those of {file}"]
+    if others := [name for name in header if name and name not in COLUMNS]:
+        notes.append(f"columns of {file} that are not used: {some(others)}")
     listing = Listing(
         class_names=tuple(map(printable, names)),
         paths=[path for _, path, *_ in table],
@@ -41,7 +48,7 @@ def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
         parts=["train"] * len(table),
         labels=[index[label] for label, *_ in table],
         folders=[["train", label] for label, *_ in table],
-        notes=[f"labels of {len(table):,} images, {len(names)} classes, are those of {file}"],
+        notes=notes,
     )
     return listing, [row["group"] for _, _, row, _ in table] if "group" in header else []
 
@@ -54,20 +61,24 @@ def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
     """The rows of the table and its columns. `UserError` if it lacks one, or a cell is empty."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as text:
-            table = csv.DictReader(text, skipinitialspace=True)
-            header = [name.strip() for name in table.fieldnames or []]
+            delimiter = max(",;\t", key=text.readline().count)
+            text.seek(0)
+            table = csv.DictReader(text, skipinitialspace=True, delimiter=delimiter)
+            header = [name.strip().lower() for name in table.fieldnames or []]
             table.fieldnames = header
             rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in table]
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--labels {file} cannot be read ({reason}); wanted: a CSV file") from None
+        raise UserError(f"--labels {file} cannot be read ({reason}); wanted: CSV in UTF-8") from None
     if missing := [name for name in ("path", "label") if name not in header]:
         has = f"it has {', '.join(header)}" if header else "it is empty"
         raise UserError(f"--labels {file} lacks the column {' and '.join(missing)}; {has}")
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        raise UserError(f"--labels {file} has two columns {twice[0]}; rename one")
     if not rows:
         raise UserError(f"--labels {file} has no rows; wanted: one for each image")
     for number, row in enumerate(rows, 2):
-        if empty := [name for name in ("path", "label", "group") if row.get(name, "-") == ""]:
+        if empty := [name for name in COLUMNS if row.get(name, "-") == ""]:
             raise UserError(
                 f"--labels {file}: row {number} has no {empty[0]}; fill it or remove it"
             )

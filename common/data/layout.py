@@ -11,6 +11,7 @@ out and counted (`decoding.files_below`).
 
 import contextlib
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -200,6 +201,10 @@ def _class_folders_alone(data_dir: Path, names: Sequence[str], places: dict) -> 
             f"{data_dir} lacks train/; it lies in {some(inner)}: pass --data_dir "
             f"{data_dir / inner[0]}, or sort the images into train/CLASS/"
         )
+    alike = {part: name for name in names for part in PARTS if _words(name) & {*PARTS[part]}}
+    if len(alike) > 1:  # seg_train/ and seg_test/
+        what = ", ".join(f"{some([name])} as {part}/" for part, name in alike.items())
+        raise UserError(f"{data_dir} lacks train/; {WANTED}; rename {what}")
     empty = [name for name in names if not _has_picture(data_dir / name)]
     if len(names) < 2 or empty:
         advice = f"; if {some(names)} are classes, move them into train/" if names else ""
@@ -216,6 +221,11 @@ def _class_folders_alone(data_dir: Path, names: Sequence[str], places: dict) -> 
                     f"--data_dir {data_dir.parent} takes both"
                 )
     return notes
+
+
+def _words(name: str) -> set[str]:
+    """The words of a folder's name, in lower case: {"seg", "train"} of seg_train."""
+    return set(re.split(r"[\W_\d]+", name.lower()))
 
 
 def _holds_train(folder: Path) -> bool:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint bench check-sweeps results clean
+.PHONY: demo test test-lowest lint bench check-sweeps results clean
 
 demo: .venv/run
 	$(BIN)/python study.py --image_size 16 --width 16 --epochs 8 --seeds 1 --labels_per_class 10 all \
@@ -12,6 +12,11 @@ demo: .venv/run
 # worksteal leaves neighbours together, so that what they share is made once
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+# with the lowest versions that requirements*.txt name; what they depend on is new, and warns of them
+test-lowest: .venv-lowest/done
+	.venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal \
+		-W ignore::DeprecationWarning
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -30,6 +35,13 @@ check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	.venv-sweeps/bin/pip install sweeps pyyaml "numpy<2"
 	touch $@
 
+.venv-lowest/done: requirements.txt requirements-export.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install uv
+	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --resolution lowest-direct \
+		-r requirements-dev.txt
+	touch $@
+
 .venv/run: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -r requirements.txt
@@ -44,4 +56,4 @@ check-sweeps: .venv-sweeps/done  # against W&B's own schema
 	touch $@
 
 clean:
-	rm -rf .venv .venv-sweeps
+	rm -rf .venv .venv-lowest .venv-sweeps

@@ -50,6 +50,10 @@ def start(precision: str, seed: int) -> Accelerator:
     _keep_freed_memory()
     _follow_launcher()
     _check_launcher()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if os.environ.get(name) == "":  # older Accelerate takes it for a number
+            del os.environ[name]
+    started = _number("WORLD_SIZE", 1)
     if PartialState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state(reset_partial_state=True)  # of the run before this one
         GradientState._reset_state()
@@ -64,7 +68,6 @@ def start(precision: str, seed: int) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
     )
-    started = _number("WORLD_SIZE", 1)
     if started != accelerator.num_processes:
         raise UserError(
             f"{started} processes were started, but each believes it is alone; on a CPU put "

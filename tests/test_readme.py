@@ -14,6 +14,7 @@ import torchvision
 from PIL import Image
 from test_datasets import write_mnist
 
+import common
 import compare
 import embed
 import study
@@ -38,6 +39,13 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _as_installed(monkeypatch):
+    """The examples use the name under which `pip install .` installs `common`."""
+    for name, module in (("latent_spaces", common), ("latent_spaces.models", models)):
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 def blocks(kind: str, text: str) -> list[str]:

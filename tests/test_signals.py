@@ -13,13 +13,15 @@ from common.run.signals import Signals
 
 @pytest.fixture
 def signals(tmp_path):
-    # a shell that starts us in the background lets Ctrl-C be ignored
+    # a shell that starts us in the background lets Ctrl-C be ignored, nohup a closed terminal
     of_pytest = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = signal.getsignal(signal.SIGTERM)
     signals = Signals(tmp_path)
     yield signals
     signals.restore()
     signal.signal(signal.SIGINT, of_pytest)
+    assert signal.signal(signal.SIGHUP, hang_up) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -37,7 +39,9 @@ def test_a_signal_that_waits_is_agreed_on_and_a_second_ctrl_c_ends(signals):
     assert stop.value.code == 143
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_process_at_once_and_says_how_to_resume(
     signals, tmp_path, capfd, number, code
 ):
@@ -53,6 +57,17 @@ def test_a_signal_ends_the_process_at_once_and_says_how_to_resume(
         f"stopped; resume with --resume {tmp_path}",
     ]
     os.kill(os.getpid(), signal.SIGTERM)  # the same stop, passed on by a launcher: no second exit
+
+
+def test_nohup_stays(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals = Signals(tmp_path)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.received
+        signals.restore()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_process_that_another_one_left_alone_says_so(signals, tmp_path, capsys, monkeypatch):

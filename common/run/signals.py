@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run ends after its step, or at once, and says how to resume it."""
+"""SIGTERM, SIGHUP and Ctrl-C: a run ends after its step, or at once, and says how to resume it."""
 
 import contextlib
 import functools
@@ -18,8 +18,9 @@ from ..console import is_first_process
 
 
 class Signals:
-    """SIGTERM and Ctrl-C end the process with status 143 or 130.
+    """SIGTERM, SIGHUP and Ctrl-C end the process with status 143, 129 or 130.
 
+    SIGHUP comes when the terminal closes; where nohup lets it be ignored, it stays so.
     At once, unless they are `deferred`: then the training loop asks `agreed` after each step. A
     second Ctrl-C ends the process wherever it is. A second SIGTERM does not: a launcher that dies
     of the same Ctrl-C sends one while the run is still saving.
@@ -33,10 +34,10 @@ class Signals:
         sys.excepthook = functools.partial(self._lost_process, sys.excepthook)
         # in a thread, signals stay with whoever started it: only the main thread can take them
         is_main = threading.current_thread() is threading.main_thread()
-        self._previous = {
-            number: signal.signal(number, self._handle)
-            for number in ((signal.SIGTERM, signal.SIGINT) if is_main else ())
-        }
+        taken = [signal.SIGTERM, signal.SIGINT] if is_main else []
+        if is_main and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            taken.append(signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._handle) for number in taken}
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

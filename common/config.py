@@ -13,6 +13,7 @@ import os
 import sys
 import typing
 import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -132,7 +133,14 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
         if config.run_dir is not None:
             raise UserError("--resume names the run folder already; leave --run_dir out")
         if (Path(config.resume) / "config.json").exists():
-            config = _checked(_resumed(config_class, args, Path(config.resume)))
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of tyro, about values' types
+                    config = _checked(_resumed(config_class, args, Path(config.resume)))
+            except TypeError as error:
+                raise UserError(
+                    f"{config.resume}/config.json holds a setting of another type ({error}); "
+                    "restore a copy of it"
+                ) from None
     return config
 
 

@@ -81,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. `UserError` where it is missing, unreadable or no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # as Windows saves it
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -101,6 +101,14 @@ def checksum(*chunks: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. `UserError` where none can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def made(folder: Path) -> Iterator[None]:
     """Make a folder; if the block fails, a new one goes again that holds hidden files only.
@@ -108,10 +116,7 @@ def made(folder: Path) -> Iterator[None]:
     Others stay, such as what W&B recorded of a run that failed. `UserError` where none can be made.
     """
     is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    make_folder(folder)
     try:
         yield
     except BaseException:

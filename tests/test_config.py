@@ -142,6 +142,18 @@ def test_positional_words_and_scripts_that_continue_nothing():
         parse(Reader, ["r", "--batch_size=0"])
 
 
+@pytest.mark.parametrize(("name", "value"), [("epochs", "many"), ("alpha", [1])])
+def test_resume_of_a_setting_of_another_type_is_one_line(tmp_path, name, value):
+    make_run(tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    config["settings"][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json holds a setting of another type") as error:
+        parse(Config, ["--resume", str(tmp_path / "run")])
+    assert "\n" not in error.value.message
+
+
 def test_resume_of_another_scripts_run_is_refused(tmp_path):
     make_run(tmp_path / "run")
     path = tmp_path / "run" / "config.json"

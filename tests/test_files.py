@@ -41,6 +41,8 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path):
 def test_missing_and_damaged_json_are_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*none\.json"):
         read_json(tmp_path / "none.json")
+    (tmp_path / "windows.json").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')  # as an editor saves it
+    assert read_json(tmp_path / "windows.json") == {"a": 1}
     (tmp_path / "torn.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"torn\.json is damaged"):
         read_json(tmp_path / "torn.json")

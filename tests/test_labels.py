@@ -71,6 +71,14 @@ def test_groups_are_never_split(pets):
     assert all(parts) and len(parts[2]) == 2 and len(parts[1]) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_groups_to_hold_some_out(pets, count):
+    rows = (f"{n:02}.png,{n % 2},g{n % count}" for n in range(40))
+    arrays = load_folder(pets, 8, labels=write(pets, "path,label,group\n" + "\n".join(rows)))
+    with pytest.raises(UserError, match=f"40 images in {count} groups are too few to hold"):
+        datasets.split_data(arrays)
+
+
 @pytest.mark.parametrize("text, message", [
     ("", "lacks the column path and label; it is empty"),
     ("path,class\n00.png,a", "lacks the column label; it has path, class"),

@@ -1,5 +1,6 @@
 """What is said of the splits: mirrored or not, classes too small, the same image on both sides."""
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from common.config import TrainingConfig
 from common.data import datasets
 from common.data.folder import load_folder
+from common.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +101,12 @@ def test_copies_across_a_held_out_part_are_counted(tmp_path):
             save(tmp_path / f"train/{name}/{n}.png", 1)
     notes = notes_on(tmp_path)
     assert any(note.startswith("8 of 8 test images") for note in notes)
+
+
+def test_a_single_test_image_is_refused_unless_it_stays_unseen(tmp_path):
+    fill(tmp_path / "train", ant=20, bee=20)
+    fill(tmp_path / "test", ant=1)
+    config = TrainingConfig("folder", str(tmp_path), image_size=8)
+    with pytest.raises(UserError, match=r"1 test image is too few .*--test=False"):
+        datasets.load(config)
+    assert len(datasets.load(dataclasses.replace(config, test=False)).test) == 1

@@ -62,6 +62,42 @@ def small_figure():
 # --- the folder ---------------------------------------------------------------------------------
 
 
+def without_facts(run):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({"settings": config["settings"]}))
+
+
+def a_file_in_the_place_of(name):
+    def change(run):
+        (run / name).rmdir()
+        (run / name).write_text("mine")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_facts, r"run/config\.json holds no facts of a run"),
+        (lambda run: (run / "config.json").write_text("[1]"), "holds no facts of a run"),
+        (lambda run: (run / "metrics.jsonl").write_text("x\n"), r"damaged: its row 1 is none of a"),
+        (lambda run: (run / "metrics.jsonl").write_text("[]\n"), "damaged: its row 1 is none of a"),
+        (a_file_in_the_place_of("figures"), "cannot make the folder run/figures: File exists"),
+        (a_file_in_the_place_of("checkpoints"), "cannot make the folder run/checkpoints: File ex"),
+    ],
+)
+def test_a_damaged_run_is_one_line_and_stays_as_it_is(change, message):
+    with pytest.raises(KeyboardInterrupt), open_run("run") as tracker:
+        tracker.log({"train/loss": 1.0}, 1, 1)
+        raise KeyboardInterrupt
+    change(Path("run"))
+    before = {p: p.is_file() and p.read_bytes() for p in sorted(Path("run").rglob("*"))}
+    with pytest.raises(UserError, match=message) as error:
+        open_run("run", keep_rows=1)
+    assert "\n" not in error.value.message
+    assert {p: p.is_file() and p.read_bytes() for p in sorted(Path("run").rglob("*"))} == before
+
+
 def test_a_run_without_wandb_is_whole():
     tracker = open_run("run")
     config = json.loads(Path("run/config.json").read_text())

@@ -117,10 +117,17 @@ class ImageData:
 
 
 def load(config: Any, show_progress: bool = True) -> ImageData:
-    """Read the data set of a `TrainingConfig` and split it: `read`, then `split_data`."""
+    """Read the data set of a `TrainingConfig` and split it: `read`, then `split_data`.
+
+    `UserError` as those two, and where a single test image is to be evaluated.
+    """
     place = config.dataset, config.data_dir, config.image_size
     arrays = read(*place, config.skip_unreadable, show_progress, config.white, config.labels)
     images = split_data(arrays, config.limit_train, config.labels_per_class, config.seed)
+    if config.test and len(images.test) < 2:
+        raise UserError(
+            "1 test image is too few to measure a latent space; add images, or pass --test=False"
+        )
     if show_progress:
         say(notes_on_splits(arrays, images))
         say(notes_on_flips(config.dataset, getattr(config, "flip", None)))
@@ -251,7 +258,8 @@ def split_data(
     else:
         validation_rows = np.arange(len(validation_labels))
     if len(order) < 2:
-        raise UserError(f"{len(labelled)} images are too few to hold some out; add images")
+        groups = "" if arrays.groups is None else f" in {len(np.unique(arrays.groups))} groups"
+        raise UserError(f"{len(labelled)} images{groups} are too few to hold some out; add images")
     train_rows = order[:limit_train]
     unlabelled = np.random.RandomState(SPLIT_SEED).permutation(unlabelled)
     pretrain_rows = np.concatenate([order, unlabelled])[:limit_train]
@@ -294,7 +302,7 @@ def hold_out(
     if groups is None:
         return order[:count], order[count:]
     of, held = groups[order], np.zeros(len(order), bool)
-    while held.sum() < count:
+    while held.sum() < count and not held.all():
         held |= of == of[np.argmin(held)]  # the group of the first row that is left
     return order[held], order[~held]
 

@@ -19,7 +19,17 @@ import numpy as np
 
 from ..console import say
 from ..errors import UserError
-from ..files import append, lock, made, read_json, remove_parts, room_for, write, write_json
+from ..files import (
+    append,
+    lock,
+    made,
+    make_folder,
+    read_json,
+    remove_parts,
+    room_for,
+    write,
+    write_json,
+)
 from . import wandb_backend
 
 PROJECT = "latent-spaces"  # where neither a flag nor W&B's own settings name one
@@ -51,17 +61,21 @@ def open_tracker(
         if (run_dir / "summary.json").exists():
             raise UserError(f"{run_dir} holds a finished run; choose another --run_dir")
         for folder in (run_dir, run_dir / "checkpoints", run_dir / "figures"):
-            remove_parts(folder)
+            if folder.exists():
+                make_folder(folder)  # refuses a file of that name
+                remove_parts(folder)
         path = run_dir / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = [line for line in lines[: keep_rows or 0] if line.endswith(b"\n")]
+        last_step = _step(path, rows)
         if keep_rows is None:
             # a start over gets a new id, too: under the old one W&B drops steps that it has seen
             wandb_id = wandb_backend.new_id()
             if (run_dir / "config.json").exists() and not lines:  # it has seen none
-                wandb_id = read_json(run_dir / "config.json")["facts"]["wandb_id"]
+                wandb_id = _begun(run_dir)["facts"]["wandb_id"]
             config = {"settings": dict(settings), "facts": {**facts, "wandb_id": wandb_id}}
         else:
-            config = read_json(run_dir / "config.json")
+            config = _begun(run_dir)
             config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
         words = dict(labels)
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
@@ -70,14 +84,35 @@ def open_tracker(
         run, problems = wandb_backend.start(mode, settings, facts, words)
         for problem in problems:
             say(problem)
-        rows = [line for line in lines[: keep_rows or 0] if line.endswith(b"\n")]
         if len(rows) < (keep_rows or 0):  # the power failed
             say(f"{path} has only {len(rows)} of the {keep_rows} rows that the checkpoint knows of")
         write(path, b"".join(rows))
         write_json(run_dir / "config.json", config)
         (run_dir / "figures").mkdir(exist_ok=True)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        return Tracker(run_dir, run, rows, held.pop_all())
+        return Tracker(run_dir, run, len(rows), last_step, held.pop_all())
+
+
+def _begun(run_dir: Path) -> dict[str, Any]:
+    """The config.json of a run that was begun. `UserError` where it holds no such facts."""
+    config = read_json(run_dir / "config.json")
+    try:
+        _ = config["facts"]["wandb_id"]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{run_dir}/config.json holds no facts of a run; restore a copy of it"
+        ) from None
+    return config
+
+
+def _step(path: Path, rows: Sequence[bytes]) -> int:
+    """The step of the last row, 0 if there is none. `UserError` if it is no row of a log."""
+    try:
+        return json.loads(rows[-1])["step"] if rows else 0
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is damaged: its row {len(rows)} is none of a log; restore a copy of it"
+        ) from None
 
 
 class Tracker:
@@ -88,9 +123,11 @@ class Tracker:
     number by {"max": x} and join the best values of different epochs.
     """
 
-    def __init__(self, run_dir: Path, run: Any, rows: list[bytes], held: contextlib.ExitStack):
-        self.rows = len(rows)  # in metrics.jsonl so far; belongs into every checkpoint
-        self._last_step = json.loads(rows[-1])["step"] if rows else 0
+    def __init__(
+        self, run_dir: Path, run: Any, rows: int, last_step: int, held: contextlib.ExitStack
+    ):
+        self.rows = rows  # in metrics.jsonl so far; belongs into every checkpoint
+        self._last_step = last_step
         self._run_dir, self._run, self._held = run_dir, run, held
         self._is_wandb_well = True
 

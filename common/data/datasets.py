@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .folder import Arrays, load_folder
-from .layout import say, some
 from ..errors import UserError
 from ..files import checksum, lock
+from .folder import Arrays, load_folder
+from .layout import say, some
 
 # Data sets whose labels a horizontal flip keeps; it changes those of digits and letters. Of a
 # folder nobody knows: text, signs and the left and right hand are not what their mirror shows.

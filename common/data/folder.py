@@ -17,9 +17,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
-from .labels import list_labelled
-from .layout import PARTS, Listing, list_files, say, some
 from ..errors import UserError
 from ..files import (
     atomic_write,
@@ -30,6 +27,9 @@ from ..files import (
     user_cache_folder,
     write_json,
 )
+from .decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
+from .labels import list_labelled
+from .layout import PARTS, Listing, list_files, say, some
 
 # The cache lies where others may keep things, too: these are the names that it makes.
 ENTRY = re.compile(r"images-\d+-[0-9a-f]{20}|\.images-\d+-[0-9a-f]{20}\.part")

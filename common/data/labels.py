@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .layout import Listing, printable, some
 from ..errors import UserError
+from .layout import Listing, printable, some
 
 COLUMNS = ("path", "label", "group")
 
@@ -69,7 +69,9 @@ def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
             rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in table]
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--labels {file} cannot be read ({reason}); wanted: CSV in UTF-8") from None
+        raise UserError(
+            f"--labels {file} cannot be read ({reason}); wanted: CSV in UTF-8"
+        ) from None
     if missing := [name for name in ("path", "label") if name not in header]:
         has = f"it has {', '.join(header)}" if header else "it is empty"
         raise UserError(f"--labels {file} lacks the column {' and '.join(missing)}; {has}")

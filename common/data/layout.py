@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..console import is_first_process
-from .decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
 from ..errors import UserError
+from .decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
 
 # in the order of the array; the names that folders have for each part, in any case of letters
 PARTS = {

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.config import TrainingConfig
-from common.data import datasets
-from common.display import tables
-from common.evaluation import probes, recommendation, report, scores
-from common.evaluation.recommendation import Need
-from common.run import runs
+from ..config import TrainingConfig
+from ..data import datasets
+from ..display import tables
+from ..run import runs
+from . import probes, recommendation, report, scores
+from .recommendation import Need
 
 # The rows of the table: how a score is named in a run's summary, what it is, its format.
 SCORES = (

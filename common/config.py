@@ -32,25 +32,24 @@ class Limits:
     low: float
     high: float = math.inf
     low_is_allowed: bool = True
-    multiple_of: int = 1
 
     def refuses(self, value: float) -> str | None:
         """What the value must be, or None if it is."""
         in_range = self.low <= value <= self.high and value < math.inf  # NaN is not
         excluded = value == self.low and not self.low_is_allowed
-        if in_range and not excluded and not (isinstance(value, int) and value % self.multiple_of):
+        if in_range and not excluded:
             return None
         text = f"at least {self.low:g}" if self.low_is_allowed else f"greater than {self.low:g}"
         if self.high < math.inf:
             text += f" and at most {self.high:,.10g}"
-        return text + (f" and a multiple of {self.multiple_of}" if self.multiple_of > 1 else "")
+        return text
 
 
 # Upper bounds are far beyond any use: they catch typing errors before memory runs out.
 PositiveInt = Annotated[int, Limits(1, 1_000_000)]  # epochs, channels, images in a batch
 BatchSize = Annotated[int, Limits(2, 1_000_000)]  # batch norm needs at least two images
 NonNegativeInt = Annotated[int, Limits(0, 2**31 - 1)]  # seeds, warm-up epochs
-ImageSize = Annotated[int, Limits(8, 1024, multiple_of=8)]  # three halvings leave whole pixels
+ImageSize = Annotated[int, Limits(8, 1024)]  # three halvings leave a pixel
 White = Annotated[float, Limits(0, 2**32, low_is_allowed=False)]  # a gray value
 PositiveFloat = Annotated[float, Limits(0, 1e6, low_is_allowed=False)]  # learning rates
 NonNegativeFloat = Annotated[float, Limits(0, 1e6)]  # weight decay

@@ -22,6 +22,7 @@ from .files import read_json, write, write_json
 DEFAULT_WIDTH = {"cnn": 32, "airbench": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64}
 LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+LARGE = 96  # pixels a side, from which on the first layer of a ResNet and airbench has stride 2
 
 
 def build(network: Callable[[], nn.Module], advice: str) -> nn.Module:
@@ -97,12 +98,25 @@ class ResidualBlock(nn.Module):
         return F.relu(self.shortcut(features) + self.residual(features), inplace=True)
 
 
-class EncoderCNN(nn.Module):
-    """Three strided convolutions of width, 2·width and 4·width channels, then a linear map.
+def doublings(image_size: int) -> int:
+    """How often an image of 32 pixels a side doubles up to this size: 0 up to 63, 1 up to 127."""
+    return max(image_size // 32, 1).bit_length() - 1
 
-    (B,C,S,S) -> (B,latent_dim), through (B,4·width,S/8,S/8). Each convolution has batch norm and
-    ReLU, and `blocks` residual blocks behind it. `latent_dim` None leaves the linear map out:
-    the features are the last feature map, flattened.
+
+def stage_widths(image_size: int, width: int) -> tuple[int, ...]:
+    """Channels of the strided convolutions: width, 2·width, 4·width, after one of width for each
+    doubling, so that the last feature map has 4 to 7 pixels a side from 32 pixels up.
+    """
+    return (*[width] * doublings(image_size), width, 2 * width, 4 * width)
+
+
+class EncoderCNN(nn.Module):
+    """Strided convolutions of width, 2·width and 4·width channels, then a linear map.
+
+    (B,C,S,S) -> (B,latent_dim), through (B,4·width,S/8,S/8) up to 63 pixels; each doubling of S
+    adds a convolution at the front (`stage_widths`). Each has batch norm and ReLU, and `blocks`
+    residual blocks behind it. `latent_dim` None leaves the linear map out: the features are the
+    last feature map, flattened.
     """
 
     def __init__(
@@ -110,7 +124,7 @@ class EncoderCNN(nn.Module):
     ):
         super().__init__()
         layers: list[nn.Module] = []
-        stages = (width, 2 * width, 4 * width)
+        stages = stage_widths(image_size, width)
         for channels_in, channels_out in zip((channels, *stages), stages, strict=False):
             layers += [
                 nn.Conv2d(channels_in, channels_out, 4, stride=2, padding=1, bias=False),
@@ -119,28 +133,33 @@ class EncoderCNN(nn.Module):
                 *(ResidualBlock(channels_out, channels_out) for _ in range(blocks)),
             ]
         self.stages = nn.Sequential(*layers).to(memory_format=_fastest_format(width))
-        feature_dim = 4 * width * (image_size // 8) ** 2
+        feature_dim = 4 * width * (image_size >> len(stages)) ** 2
         self.to_latent = nn.Linear(feature_dim, latent_dim) if latent_dim else nn.Identity()
         self.output_dim = latent_dim or feature_dim
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.to_latent(self.stages(images).flatten(1))  # of (B, 4·width·(S/8)²)
+        return self.to_latent(self.stages(images).flatten(1))  # of (B, 4·width·side²)
 
 
 class ResNet(nn.Module):
-    """ResNet (He et al. 2016) for small images: a 3×3 stem of stride 1 and no max-pooling.
+    """ResNet (He et al. 2016); small images have a 3×3 stem of stride 1 and no max-pooling.
 
     (B,C,S,S) -> (B,latent_dim); with `latent_dim` None the pooled features, (B,8·width) for
-    resnet18 and 34, (B,32·width) for resnet50. `width` 64 is the network of the paper.
+    resnet18 and 34, (B,32·width) for resnet50. `width` 64 is the network of the paper, also in its
+    stem from 96 pixels up: 7×7 of stride 2, then 3×3 max-pooling of stride 2.
     """
 
-    def __init__(self, name: str, channels: int, width: int, latent_dim: int | None):
+    def __init__(
+        self, name: str, channels: int, image_size: int, width: int, latent_dim: int | None
+    ):
         super().__init__()
-        bottleneck = name == "resnet50"
+        bottleneck, large = name == "resnet50", image_size >= LARGE
+        kernel, step = (7, 2) if large else (3, 1)
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.Conv2d(channels, width, kernel, step, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
+            *([nn.MaxPool2d(3, stride=2, padding=1)] if large else []),
         ]
         channels_in = width
         for stage, count in enumerate(RESNET_BLOCKS[name]):
@@ -164,18 +183,20 @@ class Airbench(nn.Module):
     groups of width, 4·width and 4·width channels: a 3×3 convolution, 2×2 max-pooling, and another
     3×3 convolution or, with `blocks`, that many residual blocks of two (as in the paper's larger
     network). Each has batch norm that shifts but does not scale, and SiLU, which is faster than the
-    paper's GELU; filters begin as the identity. `width` 64 is the network of the paper.
+    paper's GELU; filters begin as the identity. `width` 64 is the network of the paper. From 64
+    pixels up each doubling of S adds a group of width channels at the front; from 96 up the patches
+    do not overlap.
     """
 
     def __init__(
         self, channels: int, image_size: int, width: int, blocks: int, latent_dim: int | None
     ):
         super().__init__()
-        self.whitening = nn.Conv2d(channels, 8 * channels, 2)
+        self.whitening = nn.Conv2d(channels, 8 * channels, 2, stride=1 + (image_size >= LARGE))
         self.whitening.weight.requires_grad = False
         layers: list[nn.Module] = []
         channels_in = 8 * channels
-        for channels_out in (width, 4 * width, 4 * width):
+        for channels_out in (*[width] * doublings(image_size), width, 4 * width, 4 * width):
             pool = nn.MaxPool2d(2, ceil_mode=image_size < 16)  # 7 -> 4 -> 2 -> 1, and not to 0
             layers += [_identity_filters(channels_in, channels_out), pool]
             layers += [_shifting_norm(channels_out), nn.SiLU()]
@@ -188,7 +209,7 @@ class Airbench(nn.Module):
         self.output_dim = latent_dim or channels_in
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stages(F.silu(self.whitening(images)))  # (B,4·width,S/8,S/8)
+        features = self.stages(F.silu(self.whitening(images)))  # (B,4·width,side,side)
         return self.to_latent(features.amax(dim=(2, 3)))
 
     @torch.no_grad()
@@ -200,7 +221,8 @@ class Airbench(nn.Module):
         """
         products, count = 0, 0
         for batch in images:
-            patches = F.unfold(batch, 2).transpose(0, 1).flatten(1)  # (4·C,N·(S−1)²)
+            patches = F.unfold(batch, 2, stride=self.whitening.stride)  # (N,4·C,patches)
+            patches = patches.transpose(0, 1).flatten(1)
             products, count = products + patches @ patches.T, count + patches.shape[1]
         values, vectors = torch.linalg.eigh(products / count)
         filters = (vectors / (values + 5e-4).sqrt()).mT.view(-1, *self.whitening.weight.shape[1:])
@@ -260,7 +282,7 @@ def build_encoder(
         raise UserError(
             f"--blocks applies to --encoder cnn and airbench; leave it out with {encoder}"
         )
-    return ResNet(encoder, channels, width, latent_dim)
+    return ResNet(encoder, channels, image_size, width, latent_dim)
 
 
 def fit_whitening(network: nn.Module, preprocess: Preprocess, images: Iterable[Tensor]) -> None:
@@ -270,26 +292,29 @@ def fit_whitening(network: nn.Module, preprocess: Preprocess, images: Iterable[T
 
 
 class Decoder(nn.Module):
-    """Mirrors `EncoderCNN`: linear map, three transposed convolutions, tanh; to [−1,1]."""
+    """Mirrors `EncoderCNN`: linear map, transposed convolutions, tanh; to [−1,1]."""
 
     def __init__(self, channels: int, image_size: int, width: int, blocks: int, latent_dim: int):
         super().__init__()
-        side = image_size // 8
+        widths = stage_widths(image_size, width)[::-1]
+        sides = [image_size >> halvings for halvings in range(len(widths), -1, -1)]
         layers: list[nn.Module] = [
-            nn.Linear(latent_dim, 4 * width * side**2, bias=False),
-            Rearrange("b (c h w) -> b c h w", h=side, w=side),
-            nn.BatchNorm2d(4 * width),
-            nn.ReLU(inplace=True),
+            nn.Linear(latent_dim, widths[0] * sides[0] ** 2, bias=False),
+            Rearrange("b (c h w) -> b c h w", h=sides[0], w=sides[0]),
         ]
-        for channels_in in (4 * width, 2 * width):
+        shapes = zip(widths, (*widths[1:], channels), sides, sides[1:], strict=False)
+        for channels_in, channels_out, side, larger in shapes:
             layers += [
-                *(ResidualBlock(channels_in, channels_in) for _ in range(blocks)),
-                nn.ConvTranspose2d(channels_in, channels_in // 2, 4, 2, padding=1, bias=False),
-                nn.BatchNorm2d(channels_in // 2),
+                nn.BatchNorm2d(channels_in),
                 nn.ReLU(inplace=True),
+                *(ResidualBlock(channels_in, channels_in) for _ in range(blocks)),
+                nn.ConvTranspose2d(
+                    *(channels_in, channels_out, 4, 2),
+                    padding=1,
+                    output_padding=larger - 2 * side,  # 1 where the size was odd
+                    bias=larger == image_size,  # where no batch norm follows
+                ),
             ]
-        layers += [ResidualBlock(width, width) for _ in range(blocks)]
-        layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
         self.layers = nn.Sequential(*layers).to(memory_format=_fastest_format(width))
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -389,7 +414,15 @@ def load_encoder(run_dir: str | Path) -> nn.Sequential:
     try:
         names = ("encoder", "channels", "image_size", "width", "blocks", "latent_dim")
         encoder = build_encoder(**{name: description[name] for name in names})
-        encoder.load_state_dict(load_file(Path(run_dir) / "encoder.safetensors"))
+        weights = load_file(Path(run_dir) / "encoder.safetensors")
+        kept = {name: value.shape for name, value in weights.items()}
+        if kept != {name: value.shape for name, value in encoder.state_dict().items()}:
+            raise UserError(
+                f"the weights in {run_dir} are not those of {description['encoder']} at "
+                f"{description['image_size']} pixels, whose layers have changed since (from 64 "
+                "pixels up), or encoder.json was changed; train it anew"
+            )
+        encoder.load_state_dict(weights)
         preprocess = Preprocess(description["mean"], description["std"])
     except LOAD_ERRORS as error:
         raise UserError(f"the encoder in {run_dir} cannot be loaded ({error})") from None

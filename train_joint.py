@@ -5,7 +5,7 @@ As a mean over K classes the second term is 2 (1 - p_y) / K, whose gradient is 2
 cross-entropy's at the start; both parts are logged, and both gradient norms before the first step,
 so that one sees what it does (Ghosh et al. 2017 study MAE as a loss against wrong labels).
 
-What to expect on 2 CPU cores: digits in half a minute, MNIST (20 epochs) in about ten.
+What to expect on 2 CPU cores: digits in two minutes, MNIST (20 epochs) in about ten.
 
     python train_joint.py                                 handwritten digits, no download
     accelerate launch train_joint.py --dataset mnist
@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, float]:
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
         images = datasets.load(config, show_progress=session.is_main).to(session.device)
-        learned = images.train
+        learned = images.train.balanced() if config.balance else images.train
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
@@ -90,11 +90,11 @@ def main(config: Config) -> dict[str, float]:
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
         optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
-        total_steps = config.epochs * session.steps_per_epoch
+        total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # ------------------------------------------------------------ Training
-        for epoch in session.epochs(config.epochs):  # starts where the checkpoint ended
+        for epoch in session.epochs():  # starts where the checkpoint ended
             network.train()
             for step, indices in session.batches():
                 batch = learned.images(indices)  # (B,C,S,S) uint8

@@ -286,7 +286,7 @@ def with_pca(runs: list[dict], name: str) -> str:
 def command(run: dict) -> str:
     """The command line of this run without its seed: data, and flags that are not defaults."""
     script = SCRIPTS[run["method"]]
-    defaults = dataclasses.asdict(script.Config())
+    defaults = dataclasses.asdict(script.Config(evaluate_every=1))  # the default beside --epochs
     flags = flags_of(run)
     arguments = [
         f"--{name} {value}" if not isinstance(value, bool) else f"--{name}={value}"

@@ -80,18 +80,19 @@ class TrainingConfig:
     labels_per_class: PositiveInt | None = None  # only so many training images keep their label
     skip_unreadable: bool = False  # folder: leave out images that cannot be read
     labels: str | None = None  # folder: a CSV file of path, label (and group), in place of folders
+    balance: bool = False  # classes count evenly in training, however many images they have
     white: White | None = None  # folder: white of 16-bit and float images; None: 65535, 1 of float
     # Model
     encoder: EncoderName = "cnn"  # the network in front of the latents
     width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the others
     blocks: Blocks = 0  # residual blocks per stage of cnn and airbench (and of the decoder)
     # Evaluation
-    evaluate_every: PositiveInt = 1  # epochs between two evaluations on the validation images
+    evaluate_every: PositiveInt | None = None  # epochs between two evaluations; None: see --epochs
     knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors
     tsne_images: PositiveInt = 2000  # test images in the t-SNE picture
     test: bool = True  # evaluate on the test images at the end; False in sweeps
     # Run
-    epochs: PositiveInt = 20  # passes over the training images
+    epochs: PositiveInt | None = None  # None: 20, of few images more, evaluated 20 to 40 times
     seed: NonNegativeInt = 0  # of the weights, the order of the images and their augmentation
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     compile: bool = False  # torch.compile the network
@@ -106,6 +107,7 @@ class TrainingConfig:
 
 # Flags that may change when a run is resumed.
 FREE_ON_RESUME = ("resume", "run_dir", "data_dir", "tracking")
+CHOSEN_BY_THE_RUN = ("epochs", "evaluate_every")  # None means the number that it has
 RENAMED = {("augment", "light"): "crop_flip"}  # values of settings in older runs
 
 ConfigType = TypeVar("ConfigType")
@@ -214,7 +216,9 @@ def _resumed(config_class: type, args: Sequence[str] | None, run_dir: Path) -> A
     stored = config_class(**settings | {"resume": str(run_dir), "run_dir": None})
     # with the stored values as defaults, only flags on the command line can differ from them
     config = _command_line(config_class, args, default=stored)
-    config = dataclasses.replace(config, resume=str(run_dir))
+    names = {name for name in fields.intersection(CHOSEN_BY_THE_RUN) if not getattr(config, name)}
+    chosen = {name: getattr(stored, name) for name in names}
+    config = dataclasses.replace(config, resume=str(run_dir), **chosen)
     differences = [
         f"--{name} {getattr(config, name)} (the run has {getattr(stored, name)})"
         for name in settings

@@ -71,6 +71,7 @@ def test_unbalanced_classes_and_those_without_test_images(tmp_path):
     fill(tmp_path / "test", ant=3)
     unbalanced, untested = sorted(notes_on(tmp_path), key=lambda note: "unknown" in note)
     assert "training images of ant" in unbalanced and "of bee; see the accuracy" in unbalanced
+    assert "--balance" in unbalanced
     assert untested == "classes without a test image, so of unknown accuracy: bee"
 
 

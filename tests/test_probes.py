@@ -138,3 +138,38 @@ def test_more_labels_help_and_the_same_images_are_drawn_for_every_space():
     # what the other labels say is of no account
     blind = replace(latents, validation_labels=1 - latents.validation_labels)
     assert probes.label_efficiency(blind, 2, (5, 200), 3) == found
+
+
+def unbalanced(seed: int = 0) -> probes.Latents:
+    """Two overlapping classes, 380 and 20 to learn from."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(400) >= 380).long()
+    latents = torch.randn(400, 2, generator=generator) + 1.5 * labels[:, None]
+    test_labels = torch.arange(400) % 2
+    test = torch.randn(400, 2, generator=generator) + 1.5 * test_labels[:, None]
+    return probes.Latents(latents, labels, latents, labels, test, test_labels)
+
+
+def test_class_weights_let_all_classes_count_alike():
+    weights = probes.class_weights(torch.tensor([0, 0, 0, 2]), 3)
+    assert torch.allclose(weights, torch.tensor([2 / 3, 4 / 2, 2.0]))  # 1 takes no part
+    assert weights[[0, 0, 0, 2]].mean() == pytest.approx(1)
+    # the mean of the classes' accuracies: 2/3 of class 0, all of class 2
+    labels = torch.tensor([0, 0, 0, 2])
+    assert probes.accuracy(torch.tensor([0, 0, 1, 2]), labels, weights) == pytest.approx(5 / 6)
+
+
+def test_with_balance_a_rare_class_is_found_as_often_as_a_frequent_one():
+    latents, recall = unbalanced(), {}
+    recipe = dict(epochs=10, batch_size=50, learning_rate=0.01, weight_decay=0.0, seed=0)
+    for balance in (False, True):
+        layer, _ = probes.linear_classifier(latents, 2, balance)
+        torch.manual_seed(0)
+        mlp = models.MLPClassifier(2, 16, 2, dropout=0)
+        for _ in probes.train_classifier(mlp, latents, **recipe, balance=balance):
+            pass
+        for name, classifier in (("linear", layer), ("mlp", mlp)):
+            found = probes.predict(classifier, latents.test) == latents.test_labels
+            recall[name, balance] = found[latents.test_labels == 1].float().mean().item()
+    for name in ("linear", "mlp"):
+        assert recall[name, True] > recall[name, False] + 0.2

@@ -48,12 +48,14 @@ class Split:
         rows: int64 (N,), indices into `source`, on the same device.
         labels: int64 (N,), on the device where batches are returned.
         change: a transform of images (B,C,S,S) and their positions, applied to each batch.
+        per_epoch: how many of them an epoch of training takes, drawn at random; None: all.
     """
 
     source: Tensor
     rows: Tensor
     labels: Tensor
     change: Callable[[Tensor, Tensor | slice], Tensor] | None = None
+    per_epoch: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,6 +76,23 @@ class Split:
     def sample(self, count: int) -> "Split":
         """At most `count` of the images, stratified, with a fixed seed."""
         chosen = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), SPLIT_SEED)[:count])
+        return self._at(chosen)
+
+    def balanced(self) -> "Split":
+        """The images, followed by copies until every class has as many as the largest.
+
+        An epoch takes as many as there were, so it draws the classes evenly: the images of a rare
+        one several times, each time augmented in another way, and of a frequent one some. Classes
+        without images stay so.
+        """
+        labels = self.labels.cpu()
+        members = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+        most = max(map(len, members))
+        copies = [m.repeat(-(-most // len(m)))[len(m) : most] for m in members]
+        chosen = torch.cat([torch.arange(len(labels)), *copies])
+        return dataclasses.replace(self._at(chosen), per_epoch=len(self))
+
+    def _at(self, chosen: Tensor) -> "Split":
         rows, labels = (a[chosen.to(a.device)] for a in (self.rows, self.labels))
         return Split(self.source, rows, labels)
 
@@ -162,7 +181,7 @@ def notes_on_splits(arrays: Arrays, images: ImageData) -> list[str]:
         most = int(trained.argmax())
         notes.append(
             f"classes are unbalanced: {trained[most]:,} training images of {names[most]}, "
-            f"{trained[least]:,} of {names[least]}; see the accuracy of each class"
+            f"{trained[least]:,} of {names[least]}; see the accuracy of each class, and --balance"
         )
     return notes + notes_on_copies(arrays, images)
 

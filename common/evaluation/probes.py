@@ -73,11 +73,22 @@ class LinearProbe:
         return layer
 
 
-def fit_linear(latents: Latents, classes: int) -> LinearProbe:
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights float32 (K,) with which all classes among `labels` count alike; their mean is 1."""
+    counts = labels.bincount(minlength=classes)
+    return len(labels) / (counts.clamp(min=1) * (counts > 0).sum()).float()
+
+
+def fit_linear(latents: Latents, classes: int, balance: bool = False) -> LinearProbe:
     """Fit the linear probe by L-BFGS for several penalties; validation accuracy selects one.
 
-    minimize  mean cross-entropy + strength/2 · ‖W‖²  from strong to weak, with warm starts.
+    minimize  mean cross-entropy + strength/2 · ‖W‖²  from strong to weak, with warm starts;
+    with `balance` every class has the same share of the mean, and of the accuracy.
     """
+    even, even_val = (
+        class_weights(labels, classes) if balance else None
+        for labels in (latents.train_labels, latents.validation_labels)
+    )
     mean, std = latents.train.mean(0), latents.train.std(0, correction=0)
     std = torch.where(std > 1e-6, std, 1.0)
     standard = (latents.train - mean) / std
@@ -102,7 +113,7 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
             solver.zero_grad()
             # softmax over the K classes is several times slower where they are the last dimension
             logits = torch.addmm(bias, weight, standard.T)[None]  # (1,K,N)
-            loss = F.cross_entropy(logits, latents.train_labels[None])
+            loss = F.cross_entropy(logits, latents.train_labels[None], even)
             loss = loss + strength / 2 * weight.square().sum()
             loss.backward()
             return loss
@@ -111,7 +122,8 @@ def fit_linear(latents: Latents, classes: int) -> LinearProbe:
             solver.step(objective)
         fitted = weight.detach().clone(), bias.detach()[:, 0].clone()
         probe = LinearProbe(*fitted, mean, std, strength, 0)
-        val_accuracy = accuracy(probe.predict(latents.validation), latents.validation_labels)
+        predictions = probe.predict(latents.validation)
+        val_accuracy = accuracy(predictions, latents.validation_labels, even_val)
         if best is None or val_accuracy > best.accuracy:
             best = replace(probe, accuracy=val_accuracy)
     return best
@@ -150,9 +162,11 @@ def label_efficiency(
     return accuracies
 
 
-def linear_classifier(latents: Latents, classes: int) -> tuple[nn.Linear, dict[str, float]]:
+def linear_classifier(
+    latents: Latents, classes: int, balance: bool = False
+) -> tuple[nn.Linear, dict[str, float]]:
     """The linear probe as a layer (B,D) -> (B,K), and its losses and accuracies as one row."""
-    layer = fit_linear(latents, classes).layer()
+    layer = fit_linear(latents, classes, balance).layer()
     row = {}
     for name, inputs, labels in (
         ("train", latents.train, latents.train_labels),
@@ -174,13 +188,15 @@ def train_classifier(
     weight_decay: float,
     seed: int,
     precision: str = "no",
+    balance: bool = False,
 ) -> Iterator[dict[str, float]]:
     """Train a classifier on frozen latents by cross-entropy; yield its metrics after each epoch.
 
     The epochs cycle through `latents.train` and then `latents.views`. AdamW with a one-cycle
     learning rate (warm-up for a third of the steps, then annealed to zero; Smith & Topin 2019).
     When the iterator ends, `classifier` has the weights of the best epoch on validation and is in
-    eval mode. The result is a pure function of the arguments.
+    eval mode. With `balance` all classes weigh alike, in the loss and in the choice of the epoch.
+    The result is a pure function of the arguments.
 
     Yields:
         `train/classifier_loss`, `train/accuracy` (during training, with dropout),
@@ -197,6 +213,10 @@ def train_classifier(
         classifier.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps)
+    even, even_val = (
+        class_weights(each, classifier[-1].out_features) if balance else None
+        for each in (labels, latents.validation_labels)
+    )
     best_accuracy, best_state = -1.0, None
     shuffle = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
@@ -208,7 +228,7 @@ def train_classifier(
         for rows in order.to(device).split(batch_size):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = classifier(inputs[rows])
-            loss = F.cross_entropy(logits.float(), labels[rows])
+            loss = F.cross_entropy(logits.float(), labels[rows], even)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -232,8 +252,9 @@ def train_classifier(
             "val/classifier_loss": F.cross_entropy(logits, latents.validation_labels).item(),
             "val/accuracy": accuracy(logits.argmax(1), latents.validation_labels),
         }
-        if row["val/accuracy"] > best_accuracy:
-            best_accuracy, best_state = row["val/accuracy"], copy.deepcopy(classifier.state_dict())
+        chosen_by = accuracy(logits.argmax(1), latents.validation_labels, even_val)
+        if chosen_by > best_accuracy:
+            best_accuracy, best_state = chosen_by, copy.deepcopy(classifier.state_dict())
         yield row
     classifier.load_state_dict(best_state)
 
@@ -250,6 +271,9 @@ def probabilities(classifier: nn.Module, latents: Tensor) -> Tensor:
     return torch.cat([classifier(block).float().softmax(1) for block in latents.split(BLOCK)])
 
 
-def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """The fraction of equal entries, 0 to 1."""
-    return (predictions == labels).float().mean().item()
+def accuracy(predictions: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
+    """The fraction of equal entries, 0 to 1; of the `weights` (K,) of their labels, if given."""
+    equal = (predictions == labels).float()
+    if weights is None:
+        return equal.mean().item()
+    return (equal @ weights[labels] / weights[labels].sum()).item()

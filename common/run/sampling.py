@@ -1,19 +1,35 @@
 """Which images a step takes: pure functions of seed, epoch, step and process."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 
+EPOCHS = 20  # by default, and about as many evaluations where there are more
+FEWEST_STEPS = 1000  # by default, however few the images are
 
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Tensor:
+
+def with_epochs(config: Any, steps_per_epoch: int) -> Any:
+    """`config` with numbers in place of None: its `epochs` and its `evaluate_every`.
+
+    20 epochs, or as many as make `FEWEST_STEPS` steps, then evaluated 20 to 40 times; each epoch
+    where their number is given.
+    """
+    epochs = config.epochs or max(EPOCHS, -(-FEWEST_STEPS // steps_per_epoch))
+    every = config.evaluate_every or (1 if config.epochs else epochs // EPOCHS)
+    return dataclasses.replace(config, epochs=epochs, evaluate_every=every)
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, steps: int) -> Tensor:
     """int64 (steps, batch_size): which of `count` images each global batch of this epoch holds.
 
-    Every image comes at most once; the last short batch is dropped (another one each epoch).
+    Each comes at most once; which are left over differs from epoch to epoch.
     """
     order = torch.randperm(count, generator=generator(seed, epoch))
-    steps = count // batch_size
     return order[: steps * batch_size].view(steps, batch_size)
 
 

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..errors import UserError, out_of_memory
 from ..files import read_rows
 from . import checkpoints, runs, runtime, tracking
 from .monitor import Monitor
-from .sampling import epoch_batches, local_slice
+from .sampling import EPOCHS, epoch_batches, local_slice, with_epochs
 from .signals import Signals
 
 SHORT_EPOCH = 20  # steps; shorter epochs that are not evaluated share a checkpoint
@@ -35,6 +35,7 @@ class Session:
         epoch, step: those that are done. best: of the chosen epoch, its number and its value.
         constants: values that stand beside the means in every row of the training.
         share: slice of each global batch that belongs to this process.
+        steps_per_epoch, total_epochs: of the training, known once it is prepared.
         tracker: the rows, figures and tables of the run, in its folder and in W&B.
     """
 
@@ -82,10 +83,19 @@ class Session:
         """
         config, accelerator = self.config, self.accelerator
         self._images, self._network = len(learned), network
+        taken = learned.per_epoch or self._images
         self.share = local_slice(
-            self._images, config.batch_size, accelerator.process_index, accelerator.num_processes
+            taken, config.batch_size, accelerator.process_index, accelerator.num_processes
         )
-        self.steps_per_epoch = self._images // config.batch_size
+        self.steps_per_epoch = steps = taken // config.batch_size
+        by_default = with_epochs(replace(config, epochs=None), steps).epochs
+        if config.epochs is None and by_default > EPOCHS:
+            self.say(
+                f"an epoch of so few images has {steps} steps, so the training takes {by_default} "
+                f"epochs in place of {EPOCHS}; --epochs chooses"
+            )
+        config = self.config = with_epochs(config, steps)
+        self.total_epochs = config.epochs
         runtime.share_batch_norm(network, accelerator).to(self.device)
         model, optimizer = accelerator.prepare(network, optimizer)
         if config.compile:
@@ -103,7 +113,9 @@ class Session:
             self.run_dir,
             settings=asdict(config),
             facts={**runtime.facts(accelerator), **facts},
-            labels=runs.labels(self.method, asdict(config), asdict(type(config)())),
+            labels=runs.labels(
+                self.method, asdict(config), asdict(type(config)()) | {"epochs": by_default}
+            ),
             mode=config.tracking,
             project=config.project,
             keep_rows=state and state["rows"],
@@ -120,9 +132,9 @@ class Session:
             self.say(f"resuming {self.run_dir} at epoch {self.epoch + 1}, step {self.step}")
         return model, optimizer
 
-    def epochs(self, count: int) -> Iterator[int]:
+    def epochs(self) -> Iterator[int]:
         """The numbers, from 0, of the epochs that are left; then the other processes are let go."""
-        while self.epoch < count:
+        while self.epoch < self.total_epochs:
             yield self.epoch
             self.epoch, self._seconds = self.epoch + 1, 0.0
         self.accelerator.wait_for_everyone()
@@ -134,14 +146,15 @@ class Session:
 
         The order is a pure function of seed and epoch, the same for any number of processes.
         """
-        config, first = self.config, self.epoch * self.steps_per_epoch
-        order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch)
+        config, steps = self.config, self.steps_per_epoch
+        first = self.epoch * steps
+        order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch, steps)
         order = order[:, self.share].to(self.device)  # at once: a step does not wait for a copy
         started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         with (
             self._signals.deferred(),
-            console.progress(self.steps_per_epoch, title, self.is_main) as bar,
+            console.progress(steps, title, self.is_main) as bar,
         ):
             bar.update(self.step - first)
             for positions in order[self.step - first :]:
@@ -185,7 +198,8 @@ class Session:
     @property
     def _passes_quickly(self) -> bool:
         """Whether this epoch is too short for a row and a checkpoint of its own."""
-        is_due = self.step - self._saved_step >= SHORT_EPOCH
+        # of the step alone, so that a resumed run has the rows of one that was never stopped
+        is_due = self.step % SHORT_EPOCH < self.steps_per_epoch
         return not (is_due or self._is_evaluated)
 
     def log_epoch(

@@ -34,6 +34,11 @@ class Config:
     resume: str | None = None  # go on
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen(Config):
+    epochs: PositiveInt | None = None  # None: the script chooses
+
+
 def make_run(folder, **changes):
     config = Config(run_dir=str(folder), **changes)
     folder.mkdir()
@@ -118,6 +123,14 @@ def test_resume_lists_every_flag_that_contradicts_the_run(tmp_path):
     assert "--epochs 3 (the run has 7)" in error.value.message
     assert "--seed 5 (the run has 0)" in error.value.message
     assert "alpha" not in error.value.message
+
+
+def test_a_number_that_the_run_chose_by_itself_stays_where_none_is_given(tmp_path):
+    make_run(tmp_path / "run", epochs=7, seed=2)
+    words = ["--resume", str(tmp_path / "run"), "--epochs"]
+    assert parse(Chosen, [*words, "None"]).epochs == 7
+    with pytest.raises(UserError, match=r"--epochs 8 \(the run has 7\)"):
+        parse(Chosen, [*words, "8"])
 
 
 def test_resume_of_a_folder_that_does_not_exist_yet_keeps_the_flags(tmp_path):

@@ -167,7 +167,7 @@ class _SupConLoss(torch.autograd.Function):
         memory = local.new_empty(2, block_size * len(everything))  # reused: faster
 
         def blocks() -> Iterator[tuple[slice, int, Tensor]]:
-            shift = local.new_tensor(-1 / temperature)
+            shift = local.new_full((), -1 / temperature)  # made on the device
             for start in range(0, len(local), block_size):
                 rows = slice(start, min(start + block_size, len(local)))
                 left = start if is_alone else 0

@@ -1,5 +1,6 @@
 """What do we run on?   threads, processes, precision, and what to record about them"""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -7,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,7 @@ WITHOUT_EFFECT = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "every step is one of the optimizer"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "--compile=True compiles"),
 }
+SET_UP = 3  # steps until a GPU has all that it needs for the others
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -162,6 +165,22 @@ def share_batch_norm(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network
+
+
+@contextlib.contextmanager
+def forbid_waiting(device: torch.device, step: int) -> Iterator[None]:
+    """A step in which waiting for a GPU is an error, where CHECK_WAITING is 1: for benchmarks.
+
+    Not the first steps of a process, `step` being their number: they set up and measure kernels.
+    """
+    checks = device.type == "cuda" and os.environ.get("CHECK_WAITING") == "1" and step >= SET_UP
+    if checks:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        if checks:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -157,19 +157,23 @@ class Session:
             console.progress(steps, title, self.is_main) as bar,
         ):
             bar.update(self.step - first)
-            for positions in order[self.step - first :]:
-                yield self.step, positions
+            for done, positions in enumerate(order[self.step - first :]):
+                with runtime.forbid_waiting(self.device, done):
+                    yield self.step, positions
                 self.step += 1
                 bar.update()
-                is_end = self.step == first + self.steps_per_epoch and not self._passes_quickly
-                if self.step % config.log_every == 0 or is_end:
+                is_end = self.step == first + self.steps_per_epoch
+                is_row = self.step % config.log_every == 0
+                if is_row or (is_end and not self._passes_quickly):
                     self._stop_if_not_finite()
                     row = self._monitor.means() | self.constants
                     row["train/learning_rate"] = optimizer.param_groups[0]["lr"]
                     self.tracker.log(row, self.step, self.step / self.steps_per_epoch)
                     bar.set_postfix_str(f"loss {row['train/loss']:.4f}")
                 self._seconds = time.perf_counter() - started
-                if number := self._signals.agreed(self.accelerator):
+                # with several processes, asking waits for the device
+                asks = is_row or is_end or self.accelerator.num_processes == 1
+                if asks and (number := self._signals.agreed(self.accelerator)):
                     self._stop_if_not_finite()
                     self._save()
                     self._signals.leave(number)

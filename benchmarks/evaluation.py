@@ -57,8 +57,8 @@ def phases(name: str, data_dir: Path, run_dir: Path) -> tuple[float, float, floa
     ends, stages = [], []
 
     def save(*arguments: Any) -> None:
-        save_last(*arguments)
         ends.append(time.perf_counter())
+        save_last(*arguments)
 
     def train(*arguments: Any, **recipe: Any) -> Iterator[dict[str, float]]:
         started = time.perf_counter()

@@ -1,4 +1,5 @@
 import pickle
+import threading
 
 import pytest
 import torch
@@ -102,3 +103,55 @@ def test_another_number_of_processes_is_refused(tmp_path):
     assert checkpoints.load_last(tmp_path, {"processes": 1, "epoch": 3}) is not None
     with pytest.raises(UserError, match="its processes was 1, now it is 2"):
         checkpoints.load_last(tmp_path, {"epoch": 3, "processes": 2})
+
+
+def test_a_snapshot_stays_what_it_was():
+    state = make_state(0.1)
+    copy = checkpoints.snapshot(state)
+    assert_equal(copy, state)
+    with torch.no_grad():
+        state["network"]["weight"].zero_()
+        state["optimizer"]["state"][0]["exp_avg"].zero_()
+    assert copy["network"]["weight"].abs().sum() > 0
+    assert copy["optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
+
+
+def test_tied_weights_come_back(tmp_path):
+    weights = torch.arange(6.0).view(2, 3)
+    checkpoints.save(tmp_path / "a.safetensors", {"a": weights, "b": weights, "c": weights[1]})
+    loaded = checkpoints.load(tmp_path / "a.safetensors")
+    assert_equal(loaded, {"a": weights, "b": weights, "c": weights[1]})
+
+
+def test_a_writer_writes_while_the_training_goes_on_and_in_order():
+    may_end, written = threading.Event(), []
+
+    def write(name: str) -> None:
+        assert may_end.wait(20)
+        written.append(name)
+
+    with checkpoints.Writer() as writer:
+        writer.wait()  # nothing so far
+        writer.start(write, "first")
+        assert not written
+        may_end.set()
+        writer.start(write, "second")
+        assert "first" in written
+        writer.wait()
+        assert written == ["first", "second"]
+        writer.start(write, "third")
+    assert written[-1] == "third"
+
+
+def test_what_a_writer_could_not_write_is_raised_once():
+    def full():
+        raise UserError("no room")
+
+    with checkpoints.Writer() as writer:
+        for then in (writer.wait, lambda: writer.start(print)):
+            writer.start(full)
+            with pytest.raises(UserError, match="no room"):
+                then()
+            writer.wait()
+    with pytest.raises(UserError, match="no room"), checkpoints.Writer() as writer:
+        writer.start(full)

@@ -21,7 +21,8 @@ from tiny import SCRIPTS, TINY, assert_same_bits, resume, run
 
 from common.errors import UserError
 from common.evaluation import pictures, report
-from common.run import checkpoints, tracking, wandb_backend
+from common.run import checkpoints, session, tracking, wandb_backend
+from common.run.signals import Signals
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ROOT / "faults"
@@ -86,6 +87,36 @@ def test_killed_before_its_first_row_a_run_keeps_its_wandb_id(tmp_path):
     tracker.stop(1)
     open_tracker(tmp_path / "run").stop(1)  # its checkpoints were deleted: W&B has seen step 1
     assert wandb_id() != first
+
+
+def test_a_run_that_trains_on_while_its_checkpoint_is_written_resumes_to_the_same_bits(
+    tmp_path, monkeypatch
+):
+    """What is written is the state of its step, and it is written before a stop is reported."""
+    monkeypatch.setattr(session, "SHORT_EPOCH", 8)  # a checkpoint after each epoch of 8 steps,
+    words = ("--evaluate_every=2", "--test=False")  # the first of which is not evaluated
+    run("joint", tmp_path / "straight", *words)
+    agreed, save, asked = Signals.agreed, checkpoints.save_last, []
+
+    def save_slowly(at, state):
+        while state["step"] == 8 and len(asked) < 12:  # until four more steps were trained
+            time.sleep(0.01)
+        save(at, state)
+
+    def ask(self, accelerator):
+        asked.append(len(asked))
+        return signal.SIGTERM if len(asked) == 13 else agreed(self, accelerator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_last", save_slowly)
+        patch.setattr(Signals, "agreed", ask)
+        with pytest.raises(SystemExit):
+            run("joint", tmp_path / "run", *words)
+    saved = [tmp_path / f"run/checkpoints/{name}.safetensors" for name in ("previous", "last")]
+    assert [checkpoints.load(path)["step"] for path in saved] == [8, 13]
+    saved[0].replace(saved[1])  # go on from the one that was written meanwhile
+    resume("joint", tmp_path / "run")
+    assert_same_bits(tmp_path / "straight", tmp_path / "run")
 
 
 @pytest.mark.parametrize("straight", ["joint"], indirect=True)

@@ -3,11 +3,14 @@
 A state is a nest of dicts, lists, tensors and JSON scalars, such as `state_dict()` returns. It
 becomes one safetensors file: tensors as they are, the rest as JSON in the header. Nothing in it
 is code, so reading a checkpoint cannot run any.
+
+The training copies its state (`snapshot`) and goes on while a thread writes it (`Writer`).
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,48 @@ BEST = "best.safetensors"
 def states(parts: Mapping[str, Any]) -> dict[str, Any]:
     """What `state_dict()` of each part returns, under the same names; None for a part of None."""
     return {name: None if part is None else part.state_dict() for name, part in parts.items()}
+
+
+def snapshot(state: Any) -> Any:
+    """A copy of a state, its tensors on the CPU, which no later step changes."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, dict):
+        return {key: snapshot(item) for key, item in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(snapshot, state))
+    return state
+
+
+class Writer:
+    """Writes files in a thread, one at a time and in order.
+
+    What fails there is raised by the next call of `start` or `wait`, at the latest at the end of
+    the `with` block.
+    """
+
+    def __enter__(self) -> "Writer":
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future | None = None
+        return self
+
+    def start(self, write: Callable[..., None], *words: Any) -> None:
+        """Call `write(*words)` in the thread once what it is writing is done."""
+        self.wait()
+        self._writing = self._thread.submit(write, *words)
+
+    def wait(self) -> None:
+        """Return when all is written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            try:
+                writing.result()
+            finally:
+                del writing  # it holds the error, which holds this frame and so the run's lock
+
+    def __exit__(self, *error: Any) -> None:
+        self._thread.shutdown()
+        self.wait()
 
 
 def restore(parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -155,8 +200,11 @@ def _flatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     """JSON of `value`, each tensor replaced by its number; keys that are no text survive."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # a copy: tensors that share memory (tied weights) may not stand in one file
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensor = value.detach().cpu().contiguous()
+        # a copy of tied weights: tensors that share memory may not stand in one file
+        places = {other.untyped_storage().data_ptr() for other in tensors.values()}
+        shares = tensor.untyped_storage().data_ptr() in places
+        tensors[name] = tensor.clone() if shares else tensor
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _flatten(item, tensors)] for key, item in value.items()]}

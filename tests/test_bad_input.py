@@ -166,7 +166,6 @@ class OnMeta:
     """An accelerator on torch's meta device, where reading a value is an error."""
 
     device, mixed_precision, scaler = torch.device("meta"), "no", None
-    optimizer_step_was_skipped = False
 
     def reduce(self, tensor, reduction):
         return tensor
@@ -183,11 +182,12 @@ def test_no_step_waits_for_the_device():
 class Scaled:
     """An accelerator with fp16's loss scaler, as far as `Monitor` knows it."""
 
-    device, mixed_precision, process_index = torch.device("cpu"), "fp16", 0
+    device, mixed_precision = torch.device("cpu"), "fp16"
+    process_index, num_processes = 0, 1
 
     def __init__(self):
         self.scaler = types.SimpleNamespace(get_scale=lambda: self.scale)
-        self.scale, self.optimizer_step_was_skipped = 2.0**16, False
+        self.scale = 2.0**16
 
     def reduce(self, tensor, reduction):
         return tensor
@@ -196,8 +196,7 @@ class Scaled:
         return tensor
 
 
-def one_step(watch: monitor.Monitor, accelerator, gradient_norm: float) -> None:
-    accelerator.optimizer_step_was_skipped = not math.isfinite(gradient_norm)
+def one_step(watch: monitor.Monitor, gradient_norm: float) -> None:
     watch.add(loss=torch.tensor(2.0), gradient_norm=torch.tensor(gradient_norm))
 
 
@@ -205,21 +204,24 @@ def test_each_process_resumes_with_its_own_sums():
     network, both = nn.Linear(3, 2), []
     for rank in range(2):
         accelerator = Scaled()
-        accelerator.process_index = rank
+        accelerator.process_index, accelerator.num_processes = rank, 2
         accelerator.gather = lambda own: torch.cat([watch._sums["loss"][None] for watch in both])
         both.append(monitor.Monitor(accelerator, network))
-        both[-1].add(loss=torch.tensor(1.0 + 2 * rank))
+        both[-1].add(loss=torch.tensor(1.0 + 2 * rank), gradient_norm=torch.tensor(1.0))
     state = both[0].state_dict()  # the first one saves
     for watch, loss in zip(both, (1.0, 3.0), strict=True):
         watch.load_state_dict(state)
         assert watch.means()["train/loss"] == loss
+    alone = monitor.Monitor(Scaled(), network)
+    alone.load_state_dict(state)
+    assert alone.means()["train/loss"] == 2.0  # the mean of both
 
 
 def test_skipped_steps_of_fp16_are_counted_and_are_no_problem():
     accelerator, network = Scaled(), nn.Linear(3, 2)
     watch = monitor.Monitor(accelerator, network)
     for gradient_norm in (INF, NAN, 1.0):
-        one_step(watch, accelerator, gradient_norm)
+        one_step(watch, gradient_norm)
     assert watch.problem() == ""
     again = monitor.Monitor(accelerator, network)
     again.load_state_dict(watch.state_dict())
@@ -232,9 +234,8 @@ def test_skipped_steps_of_fp16_are_counted_and_are_no_problem():
     accelerator.scale = 2.0**-15  # it halves the scale at each step and finds no end
     assert "the gradients overflow at every scale" in watch.problem()
     assert "2 steps skipped" in watch.problem()
-    accelerator.scale = 1.0
-    accelerator.optimizer_step_was_skipped = False  # nothing has held this back
-    watch.add(loss=torch.tensor(2.0), gradient_norm=torch.tensor(INF))
+    accelerator.scaler = None  # nothing holds this back
+    one_step(watch, INF)
     assert watch.problem() == "not finite any more: gradient norm"
 
 
@@ -264,7 +265,7 @@ def test_skipped_steps_reach_the_rows(tmp_path, monkeypatch):
 def test_weights_that_overflow_are_noticed_though_loss_and_gradients_are_sound():
     accelerator, network = Scaled(), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     watch = monitor.Monitor(accelerator, network)
-    one_step(watch, accelerator, 1.0)
+    one_step(watch, 1.0)
     assert watch.problem() == ""
     network[1].running_var[0] = INF
     assert watch.problem() == "not finite any more: weights"

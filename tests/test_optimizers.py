@@ -1,13 +1,16 @@
+import copy
 import itertools
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from common import models, optimizers
 from common.optimizers import Muon, orthogonalize, schedule
+from common.run import runtime
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
@@ -39,7 +42,7 @@ def network() -> nn.Module:
 
 def build(name: str, module: nn.Module) -> torch.optim.Optimizer:
     rates = {"learning_rate": 0.2, "adamw_learning_rate": 0.003, "weight_decay": 0.01}
-    return optimizers.build(SimpleNamespace(optimizer=name, **rates), module, fused=None)
+    return optimizers.build(SimpleNamespace(optimizer=name, **rates), module)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
@@ -108,3 +111,30 @@ def test_without_a_gradient_nothing_moves():
     weight = nn.Parameter(torch.ones(2, 3))
     Muon([weight], 0.1, [], 0.01, weight_decay=0.5).step()
     assert torch.equal(weight, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_step_that_overflows_is_left_out_whole_even_the_first(name):
+    """With a real scaler of fp16, through Accelerate; the others are as if there were none."""
+    runtime.start("no", seed=0)
+    first = network()
+    second = copy.deepcopy(first)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaled = AcceleratedOptimizer(build(name, first), scaler=scaler)
+    plain = build(name, second)
+    noise = [torch.full_like(p, 7e7) for p in first.parameters()]  # for memory that nobody fills
+    del noise
+    for factor in (math.inf, 1.0, math.inf, 1.0):
+        before = copy.deepcopy(first.state_dict())
+        images = torch.randn(4, 1, 16, 16)
+        scaler.scale(first.train()(images).square().sum() * factor).backward()
+        scaler.unscale_(scaled.optimizer)
+        scaled.step()
+        scaled.zero_grad()
+        if factor == 1:
+            second.train()(images).square().sum().backward()
+            plain.step()
+            plain.zero_grad()
+        for (key, value), other in zip(first.named_parameters(), second.parameters(), strict=True):
+            assert torch.equal(value, before[key]) == (factor != 1 or not value.requires_grad), key
+            assert torch.allclose(value, other, atol=1e-6), key

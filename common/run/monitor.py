@@ -24,19 +24,25 @@ class Monitor:
     """
 
     def __init__(self, accelerator: Accelerator, network: nn.Module):
-        self.skipped = 0
         self.last: dict[str, float] = {}  # the row that `means` returned last
         self._accelerator, self._network = accelerator, network
         self._sums: dict[str, Tensor] = {}  # by name, each float ()
         self._steps = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    @property
+    def skipped(self) -> int:
+        """How many steps fp16's scaler has left out."""
+        return int(self._skipped)
 
     def add(self, **values: Tensor) -> None:
         """Count a step that the optimizer has just taken, with its values, tensors ()."""
-        if self._accelerator.optimizer_step_was_skipped:
-            self.skipped += 1
-            values["gradient_norm"] = torch.zeros_like(values["loss"])  # it was infinite
+        if self._accelerator.scaler is not None:
+            norm = values["gradient_norm"]  # not finite: the scaler left the step out
+            values["gradient_norm"] = torch.where(norm.isfinite(), norm, 0)
+            self._skipped = self._skipped + ~norm.isfinite()
         for name, value in values.items():
-            value = value.detach().float()
+            value = value.detach().to(torch.float32, copy=True)  # a CUDA graph reuses its memory
             self._sums[name] = self._sums[name] + value if self._steps else value
         self._steps += 1
 
@@ -80,6 +86,10 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        device, process = self._accelerator.device, self._accelerator.process_index
-        self._sums = {name: x[process].to(device) for name, x in state["sums"].items()}
-        self._steps, self.skipped, self.last = state["steps"], state["skipped"], state["last"]
+        accelerator, sums = self._accelerator, state["sums"]
+        if any(len(x) != accelerator.num_processes for x in sums.values()):
+            sums = {name: x.mean().expand(accelerator.num_processes) for name, x in sums.items()}
+        process, device = accelerator.process_index, accelerator.device
+        self._sums = {name: x[process].to(device) for name, x in sums.items()}
+        self._steps, self.last = state["steps"], state["last"]
+        self._skipped = torch.full_like(self._skipped, state["skipped"])

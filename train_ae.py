@@ -106,31 +106,32 @@ def main(config: Config) -> dict[str, float]:
             return models.build(lambda: models.MLPClassifier(*sizes), "--hidden_dim")
 
         new_classifier()  # it fits, or the training need not begin
-        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
+        optimizer = optimizers.build(config, network)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # ------------------------------------------------------------ Training
+        @session.compile  # if --compile=True
+        def compute(batch: torch.Tensor, random: Random) -> dict[str, torch.Tensor]:
+            inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
+            reconstructions = model(inputs)
+            return {"loss": reconstruction_loss(reconstructions, inputs, config.alpha)}
+
         for epoch in session.epochs():  # starts where the checkpoint ended
             network.train()
-            for step, indices in session.batches():
-                batch = learned.images(indices)  # (B,C,S,S) uint8
-                random = Random(indices, config.seed, epoch)
-                inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
+            for step, indices, batch in session.batches():  # (B,), (B,C,S,S) uint8
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 
-                reconstructions = model(inputs)
-                loss = reconstruction_loss(reconstructions, inputs, config.alpha)
-
-                optimizer.zero_grad()
-                session.accelerator.backward(loss)
+                values = compute(batch, Random(indices, config.seed, epoch))
+                session.accelerator.backward(values["loss"])
                 norm = session.accelerator.clip_grad_norm_(
                     network.parameters(), config.max_gradient_norm
                 )
                 optimizer.step()
-                session.log_step(loss=loss, gradient_norm=norm)
+                optimizer.zero_grad()
+                session.log_step(**values, gradient_norm=norm)
 
             if session.evaluates():  # the main process only
                 row = {

@@ -88,51 +88,52 @@ def main(config: Config) -> dict[str, float]:
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
-        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
+        optimizer = optimizers.build(config, network)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
         # ------------------------------------------------------------ Training
+        @session.compile  # if --compile=True
+        def compute(
+            batch: torch.Tensor, labels: torch.Tensor, random: Random
+        ) -> dict[str, torch.Tensor]:
+            inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
+            logits = model(inputs)  # (B,K)
+            cross_entropy = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            mae = probability_mae(logits, labels)
+            return {
+                "loss": cross_entropy + config.mae_weight * mae,
+                "cross_entropy": cross_entropy,
+                "probability_mae": mae,
+                "accuracy": (logits.argmax(1) == labels).float().mean(),
+            }
+
         for epoch in session.epochs():  # starts where the checkpoint ended
             network.train()
-            for step, indices in session.batches():
-                batch = learned.images(indices)  # (B,C,S,S) uint8
+            for step, indices, batch in session.batches():  # (B,), (B,C,S,S) uint8
                 labels = learned.labels[indices]  # (B,)
-                random = Random(indices, config.seed, epoch)
-                inputs = preprocess(augmentation.augment(batch, random, config.augment, flip))
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 
-                logits = model(inputs)  # (B,K)
-                cross_entropy = F.cross_entropy(
-                    logits, labels, label_smoothing=config.label_smoothing
-                )
-                mae = probability_mae(logits, labels)
-                loss = cross_entropy + config.mae_weight * mae
+                values = compute(batch, labels, Random(indices, config.seed, epoch))
 
                 if step == 0:  # how strongly each part of the loss pulls at the start
                     norms, trained = {}, [p for p in network.parameters() if p.requires_grad]
-                    for name, part in (("cross_entropy", cross_entropy), ("probability_mae", mae)):
-                        gradients = torch.autograd.grad(part, trained, retain_graph=True)
+                    for name in ("cross_entropy", "probability_mae"):
+                        gradients = torch.autograd.grad(values[name], trained, retain_graph=True)
                         gradients = session.accelerator.reduce(gradients, "mean")
                         norm = torch.nn.utils.get_total_norm(gradients)
                         norms[f"train/{name}_gradient_norm"] = norm
                     session.tracker.log(norms, 0, 0)
 
-                optimizer.zero_grad()
-                session.accelerator.backward(loss)
+                session.accelerator.backward(values["loss"])
                 norm = session.accelerator.clip_grad_norm_(
                     network.parameters(), config.max_gradient_norm
                 )
                 optimizer.step()
-                session.log_step(
-                    loss=loss,
-                    cross_entropy=cross_entropy,
-                    probability_mae=mae,
-                    accuracy=(logits.argmax(1) == labels).float().mean(),
-                    gradient_norm=norm,
-                )
+                optimizer.zero_grad()
+                session.log_step(**values, gradient_norm=norm)
 
             if session.evaluates():  # the main process only
                 targets = images.validation.labels

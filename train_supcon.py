@@ -111,7 +111,7 @@ def main(config: Config) -> dict[str, float]:
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
-        optimizer = optimizers.build(config, network, fused=session.accelerator.scaler is None)
+        optimizer = optimizers.build(config, network)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
@@ -125,36 +125,40 @@ def main(config: Config) -> dict[str, float]:
             session.constants = {"train/loss_floor": floor, "train/loss_collapse": collapse}
 
         # ------------------------------------------------------------ Training
+        @session.compile  # if --compile=True
+        def compute(
+            batch: torch.Tensor, labels: torch.Tensor, randoms: list[Random]
+        ) -> dict[str, torch.Tensor]:
+            views = [
+                preprocess(augmentation.augment(batch, random, config.augment, flip))
+                for random in randoms
+            ]
+            embeddings, logits = model(torch.cat(views))  # (V·B,P) unit length; (V·B,K), None
+            embeddings = rearrange(embeddings, "(v b) p -> b v p", v=config.views)
+            positives = labels if config.supervised else None
+            loss = supcon_loss(embeddings, positives, config.temperature)
+            if logits is None:
+                return {"loss": loss}
+            cross_entropy = F.cross_entropy(logits, labels.repeat(config.views))
+            total = loss + config.cross_entropy_weight * cross_entropy
+            return {"loss": total, "contrastive": loss, "cross_entropy": cross_entropy}
+
         for epoch in session.epochs():  # starts where the checkpoint ended
             network.train()
-            for step, indices in session.batches():
-                batch = learned.images(indices)  # (B,C,S,S) uint8
+            for step, indices, batch in session.batches():  # (B,), (B,C,S,S) uint8
                 labels = learned.labels[indices]  # (B,)
                 randoms = [Random(indices, config.seed, epoch, v) for v in range(config.views)]
-                views = [
-                    preprocess(augmentation.augment(batch, random, config.augment, flip))
-                    for random in randoms
-                ]
                 share = optimizers.schedule(config.schedule, step, total_steps, warmup_steps)
                 optimizers.set_learning_rate(optimizer, share)
 
-                embeddings, logits = model(torch.cat(views))  # (V·B,P) unit length; (V·B,K), None
-                embeddings = rearrange(embeddings, "(v b) p -> b v p", v=config.views)
-                positives = labels if config.supervised else None
-                loss = supcon_loss(embeddings, positives, config.temperature)
-                parts = {}
-                if logits is not None:
-                    cross_entropy = F.cross_entropy(logits, labels.repeat(config.views))
-                    parts = {"contrastive": loss, "cross_entropy": cross_entropy}
-                    loss = loss + config.cross_entropy_weight * cross_entropy
-
-                optimizer.zero_grad()
-                session.accelerator.backward(loss)
+                values = compute(batch, labels, randoms)
+                session.accelerator.backward(values["loss"])
                 norm = session.accelerator.clip_grad_norm_(
                     network.parameters(), config.max_gradient_norm
                 )
                 optimizer.step()
-                session.log_step(loss=loss, **parts, gradient_norm=norm)
+                optimizer.zero_grad()
+                session.log_step(**values, gradient_norm=norm)
 
             if session.evaluates():  # the main process only
                 accuracy = report.knn_accuracy(

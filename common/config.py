@@ -95,7 +95,7 @@ class TrainingConfig:
     epochs: PositiveInt | None = None  # None: 20, of few images more, evaluated 20 to 40 times
     seed: NonNegativeInt = 0  # of the weights, the order of the images and their augmentation
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
-    compile: bool = False  # torch.compile the network
+    compile: bool = False  # torch.compile the training step; the first steps take longer
     log_every: PositiveInt = 50  # steps between two rows of train/loss
     run_dir: Place | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
     resume: Place | None = None  # resume the run in this folder, or start there

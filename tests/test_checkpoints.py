@@ -98,11 +98,11 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, capsys):
         checkpoints.save(tmp_path / "b.safetensors", {"function": print})
 
 
-def test_another_number_of_processes_is_refused(tmp_path):
-    checkpoints.save_last(tmp_path, make_state(0.1))
-    assert checkpoints.load_last(tmp_path, {"processes": 1, "epoch": 3}) is not None
-    with pytest.raises(UserError, match="its processes was 1, now it is 2"):
-        checkpoints.load_last(tmp_path, {"epoch": 3, "processes": 2})
+def test_other_images_are_refused(tmp_path):
+    checkpoints.save_last(tmp_path, make_state(0.1) | {"fingerprint": "ab"})
+    assert checkpoints.load_last(tmp_path, {"fingerprint": "ab", "epoch": 3}) is not None
+    with pytest.raises(UserError, match="its fingerprint was ab, now it is cd"):
+        checkpoints.load_last(tmp_path, {"epoch": 3, "fingerprint": "cd"})
 
 
 def test_a_snapshot_stays_what_it_was():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import datasets
+from common.data import datasets, fetching
 from common.errors import UserError
 
 
@@ -249,3 +249,30 @@ def test_images_are_moved_once_and_shared_by_the_splits():
     images = datasets.split_data(arrays(with_test=False), limit_train=None).to(torch.device("cpu"))
     assert images.train.source is images.validation.source is images.test.source
     assert images.train.images(torch.tensor([3, 1])).shape == (2, 1, 8, 8)
+
+
+def test_batches_follow_the_order_whether_the_images_fit_on_the_device_or_are_fetched_ahead():
+    source = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 8, 8).contiguous()
+    rows, labels = torch.arange(12).flip(0)[:10], torch.arange(10) % 2
+    order = torch.randperm(10).view(5, 2)
+    here = list(datasets.Split(source, rows, labels).batches(order))
+    assert torch.equal(torch.stack([positions for positions, _ in here]), order)
+    for positions, images in here:
+        assert torch.equal(images[:, 0, 0, 0], 11 - positions)
+
+    asked = []
+
+    class Source:
+        device = source.device
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return source[rows]
+
+    elsewhere = datasets.Split(Source(), rows, labels.to("meta")).batches(order)
+    for number, (positions, images) in enumerate(elsewhere):
+        assert positions.device.type == images.device.type == "meta"
+        assert images.shape == (2, 1, 8, 8)
+        assert len(asked) <= number + 1 + fetching.AHEAD
+    assert torch.equal(11 - torch.stack(asked), order)
+    next(datasets.Split(Source(), rows, labels.to("meta")).batches(order))  # and stopped there

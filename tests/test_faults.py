@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import SCRIPTS, TINY, assert_same_bits, resume, run
+from tiny import SCRIPTS, TINY, assert_same_bits, resume, rows_of, run
 
 from common.errors import UserError
 from common.evaluation import pictures, report
@@ -198,7 +198,10 @@ train_joint.main(parse(train_joint.Config))
 """
 
 
-def test_two_processes_stop_together(tmp_path):
+STEPS = [0, 3, 6, 8, 8, 9, 12, 15, 16, 16]  # of the rows of a run of train_joint.py
+
+
+def test_two_processes_stop_together(tmp_path, capsys):
     """One is killed, then, of the resumed run, both are asked to stop; by torchrun itself."""
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
@@ -246,6 +249,40 @@ def test_two_processes_stop_together(tmp_path):
     assert "error: process" not in text
     state = checkpoints.load(tmp_path / "run/checkpoints/last.safetensors")
     assert (state["epoch"], state["step"]) == (1, 16)  # the second evaluation is still to come
+
+    resume("joint", tmp_path / "run")  # as one process
+    assert "processes before: 2, now: 1" in capsys.readouterr().out
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == STEPS
+
+
+def test_a_run_of_one_process_goes_on_on_two_machines(tmp_path, monkeypatch):
+    """Two agents of torchrun, each with one process, that meet at an address of this machine."""
+    monkeypatch.setattr(Signals, "agreed", lambda self, accelerator: signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run("joint", tmp_path / "run")  # after one step
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
+                *(f"--node_rank={rank}", "--nproc_per_node=1", "--master_addr=127.0.0.1"),
+                *(f"--master_port={port}", ROOT / "train_joint.py", f"--resume={tmp_path / 'run'}"),
+            ],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    text = "".join(agent.communicate(timeout=200)[0] for agent in agents)
+    assert [agent.returncode for agent in agents] == [0, 0], text
+    assert text.count("processes before: 1, now: 2") == 1
+    assert [row["step"] for row in rows_of(tmp_path / "run")] == STEPS
+    (again,) = json.loads((tmp_path / "run/config.json").read_text())["resumed"]
+    assert again["processes"] == 2
 
 
 # --- full disks -----------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def color_jitter_(images: Tensor, jitters: Tensor, factors: Tensor, order: Tenso
 
     images (B,C,H,W) in [0,1]; jitters (B,) bool, factors (B,4) float32, order (B,4) int64.
     """
-    if images.device.type != "cpu":
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
         return _jitter_all_(images, jitters, factors, order)
     # Hue, the most expensive operation, runs once for all images. They are sorted by the position
     # of hue in their order: the first `end` images have their k-th other operation before hue, the

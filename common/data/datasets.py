@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import checksum, lock
+from .fetching import fetch_ahead
 from .folder import Arrays, load_folder
 from .layout import say
 from .notes import notes_on_flips, notes_on_splits
@@ -66,6 +67,18 @@ class Split:
             positions = positions.to(self.rows.device)
         images = self.source[self.rows[positions]].to(self.labels.device, non_blocking=True)
         return images if self.change is None else self.change(images, positions)
+
+    def batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each row of `order`, int64 (steps,B) on the CPU, and the images at these positions.
+
+        Both are on the labels' device; images that did not fit there are fetched ahead.
+        """
+        device, is_there = self.labels.device, self.source.device == self.labels.device
+        positions = order.to(device)  # at once: a step does not wait for a copy
+        if is_there:
+            return ((row, self.images(row)) for row in positions)
+        images = fetch_ahead(lambda row: self.source[self.rows[row]], order, device)
+        return zip(positions, images, strict=True)
 
     def blocks(self) -> Iterator[Tensor]:
         """All images in order, uint8 (B,C,S,S), in blocks of `images_at_once`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 WORD = 2**32 - 1  # the largest number of 32 bits
 ROUNDS = 10
+AT_ONCE = 10  # blocks of four numbers, as many as a view needs
 
 
 class Random:
@@ -16,31 +17,52 @@ class Random:
 
     Args:
         images: int64 (B,), the numbers of the images, at least 0; their device is used.
-        seed, epoch, view: what else the numbers depend on, at least 0.
+        seed, epoch, view: what else the numbers depend on, at least 0. The epoch becomes a tensor
+            (), so that a compiled step is not compiled anew for each of them.
     """
 
-    def __init__(self, images: Tensor, seed: int, epoch: int = 0, view: int = 0):
-        self.images, self.seed, self.epoch, self.view = images, seed, epoch, view
+    def __init__(self, images: Tensor, seed: int, epoch: int | Tensor = 0, view: int = 0):
+        self.images, self.seed, self.view = images, seed, view
+        self.epoch = epoch if isinstance(epoch, Tensor) else images.new_full((), epoch)
         self._blocks = 0  # of four numbers, used up so far
+        self._first: Tensor | None = None  # what `_at_once` has drawn
 
     def uniform(self, count: int, low: float = 0, high: float = 1) -> Tensor:
         """The next `count` numbers of each stream, float32 (B,count) from `low` to `high`.
 
         Where `low` is 0 they stay below `high`, so that `.long()` gives the numbers 0 … high − 1.
         """
-        blocks = -(-count // 4)
-        first, self._blocks = self._blocks, self._blocks + blocks
-        numbers = torch.arange(first, first + blocks, device=self.images.device)
-        epoch, view = (self.images.new_full((1, 1), word) for word in (self.epoch, self.view))
-        key = self.seed & WORD, self.seed >> 32
-        words = torch.stack(philox(numbers[None], self.images[:, None], epoch, view, key), dim=2)
-        unit = (words.flatten(1)[:, :count] >> 8).to(torch.float32) * 2**-24
-        return low + (high - low) * unit
+        first, end = self._blocks, self._blocks + -(-count // 4)
+        self._blocks = end
+        if end <= AT_ONCE:
+            words = self._at_once()[:, first:end]
+        else:
+            words = self._draw(torch.arange(first, end, device=self.images.device), self.epoch)
+        return low + (high - low) * _unit(words.flatten(1)[:, :count])
 
     def bits(self) -> Tensor:
         """A random bit of each image and view, bool (B,), that changes with every epoch."""
-        always = Random(self.images, self.seed, WORD, self.view)
-        return (always.uniform(1)[:, 0] < 0.5) ^ bool(self.epoch % 2)
+        return (_unit(self._at_once()[:, AT_ONCE, 0]) < 0.5) ^ (self.epoch % 2 == 1)
+
+    def _at_once(self) -> Tensor:
+        """The first AT_ONCE blocks, and one that is the same in every epoch; int64 (B,blocks,4).
+
+        They are drawn together, since a GPU takes as long for a few numbers as for many.
+        """
+        if self._first is None:
+            numbers = torch.arange(AT_ONCE + 1, device=self.images.device)
+            is_last = numbers == AT_ONCE
+            epochs = torch.where(is_last, WORD, self.epoch)
+            self._first = self._draw(torch.where(is_last, 0, numbers), epochs)
+        return self._first
+
+    def _draw(self, numbers: Tensor, epoch: Tensor) -> Tensor:
+        key, view = (self.seed & WORD, self.seed >> 32), self.images.new_full((), self.view)
+        return torch.stack(philox(numbers, self.images[:, None], epoch, view, key), dim=2)
+
+
+def _unit(words: Tensor) -> Tensor:
+    return (words >> 8).to(torch.float32) * 2**-24
 
 
 def philox(

@@ -119,7 +119,7 @@ def load_last(folder: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged; or the run was trained by
-            something else than `expected`, such as {"processes": 2}, entries of the state.
+            something else than `expected`, such as {"fingerprint": …}, entries of the state.
     """
     damaged = []
     for name in (LAST, PREVIOUS):

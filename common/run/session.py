@@ -7,7 +7,7 @@ calls a model, a loss, backward or an optimizer step.
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import UserError, out_of_memory
 from ..files import read_rows
 from . import checkpoints, runs, runtime, tracking
 from .monitor import Monitor
+from .processes import Processes
 from .sampling import EPOCHS, epoch_batches, local_slice, with_epochs
 from .signals import Signals
 
@@ -76,13 +77,13 @@ class Session:
     def prepare(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, images: Any, learned: Any
     ) -> tuple:
-        """Return model and optimizer for the training step: on the device, with DDP, precision and
-        compilation as asked for. Open the run's folder and restore its last checkpoint, if any.
+        """Return model and optimizer for the training step: on the device, with DDP and precision
+        as asked for. Open the run's folder and restore its last checkpoint, if any.
 
         `learned` is the split that the steps go through, of the data set `images`.
         """
         config, accelerator = self.config, self.accelerator
-        self._images, self._network = len(learned), network
+        self._learned, self._images, self._network = learned, len(learned), network
         taken = learned.per_epoch or self._images
         self.share = local_slice(
             taken, config.batch_size, accelerator.process_index, accelerator.num_processes
@@ -96,14 +97,16 @@ class Session:
             )
         config = self.config = with_epochs(config, steps)
         self.total_epochs = config.epochs
-        runtime.share_batch_norm(network, accelerator).to(self.device)
+        self._processes = self._exits.enter_context(
+            Processes(accelerator.num_processes, str(self.run_dir))
+        )
+        self._processes.meet("data")  # some may have decoded images for hours
+        runtime.place(runtime.share_batch_norm(network, accelerator), self.device)
         model, optimizer = accelerator.prepare(network, optimizer)
-        if config.compile:
-            model = torch.compile(model)
         self._monitor = Monitor(accelerator, network)
         self._parts = {"network": network, "optimizer": optimizer, "monitor": self._monitor}
         self._parts |= {"scaler": accelerator.scaler}
-        self._same = {"processes": accelerator.num_processes, "fingerprint": images.fingerprint}
+        self._same = {"fingerprint": images.fingerprint}
         facts = {"method": self.method, "class_names": images.class_names, **self._same}
         facts["train_images"] = len(images.train)  # with labels
         facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
@@ -122,34 +125,64 @@ class Session:
             is_main=self.is_main,
         )
         self.tracker = self._exits.enter_context(tracker)
+        self._writer = self._exits.enter_context(checkpoints.Writer())  # ends before the lock
         network.train()
         if state is None:
-            self._save()  # there is room on the disk, and from here on the run resumes as itself
+            self._save()
+            self._writer.wait()  # there is room; from here on the run resumes as itself
         else:
             checkpoints.restore(self._parts, state)
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
             self._seconds, self._saved_step = state["seconds"], state["step"]
             self.say(f"resuming {self.run_dir} at epoch {self.epoch + 1}, step {self.step}")
+            if (before := state["processes"]) != (now := accelerator.num_processes):
+                what = "rounding and, on a CPU, batch norm, which sees the share of one process"
+                self.say(f"processes before: {before}, now: {now}, which changes {what}")
         return model, optimizer
+
+    def compile(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """What a step computes in front of `backward`, compiled if --compile=True says so.
+
+        Not in the first step of a run, where a script may walk through the graph several times.
+        """
+        if not self.config.compile:
+            return compute
+        compiled, is_new = runtime.compile_step(compute, self.accelerator), True
+
+        def step(*words: Any) -> Any:
+            nonlocal is_new
+            if self.step == 0:
+                return compute(*words)
+            started = time.perf_counter()
+            values = compiled(*words)
+            if is_new:
+                self.say(f"compiled the training step in {time.perf_counter() - started:.0f} s")
+                is_new = False
+            return values
+
+        return step
 
     def epochs(self) -> Iterator[int]:
         """The numbers, from 0, of the epochs that are left; then the other processes are let go."""
         while self.epoch < self.total_epochs:
             yield self.epoch
+            if self._is_evaluated:  # by the main process alone, which may take hours
+                self._processes.meet(f"epoch {self.epoch}")
             self.epoch, self._seconds = self.epoch + 1, 0.0
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
-    def batches(self) -> Iterator[tuple[int, Tensor]]:
-        """The steps of this epoch that are left: their number from 0, and which training images
-        this process takes, int64 (B,). Between two steps it logs, saves and stops where asked.
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The steps of this epoch that are left: their number from 0, which training images this
+        process takes, int64 (B,), and these, uint8 (B,C,S,S). Between two steps it logs, saves and
+        stops where asked.
 
         The order is a pure function of seed and epoch, the same for any number of processes.
         """
         config, steps = self.config, self.steps_per_epoch
         first = self.epoch * steps
         order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch, steps)
-        order = order[:, self.share].to(self.device)  # at once: a step does not wait for a copy
+        left = self._learned.batches(order[self.step - first :, self.share])
         started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         with (
@@ -157,9 +190,9 @@ class Session:
             console.progress(steps, title, self.is_main) as bar,
         ):
             bar.update(self.step - first)
-            for done, positions in enumerate(order[self.step - first :]):
+            for done, (positions, images) in enumerate(left):
                 with runtime.forbid_waiting(self.device, done):
-                    yield self.step, positions
+                    yield self.step, positions, images
                 self.step += 1
                 bar.update()
                 is_end = self.step == first + self.steps_per_epoch
@@ -176,6 +209,7 @@ class Session:
                 if asks and (number := self._signals.agreed(self.accelerator)):
                     self._stop_if_not_finite()
                     self._save()
+                    self._writer.wait()
                     self._signals.leave(number)
             # not where a resumed run has just begun
             if self._saved_step < self.step and not self._passes_quickly:
@@ -231,7 +265,8 @@ class Session:
         name, sign = (minimize, -1) if minimize else (maximize, 1)
         if name not in self.best or sign * row[name] > sign * self.best[name]:
             self.best = {name: row[name], "epoch": self.epoch + 1}
-            checkpoints.save_best(self.run_dir / "checkpoints", self._network.state_dict())
+            weights = checkpoints.snapshot(self._network.state_dict())
+            self._writer.start(checkpoints.save_best, self.run_dir / "checkpoints", weights)
             self.tracker.best(self.best)
 
     def _stop_if_not_finite(self) -> None:
@@ -239,6 +274,7 @@ class Session:
             raise self._diverged(problem)
 
     def _diverged(self, problem: str) -> UserError:
+        self._writer.wait()
         return UserError(
             f"{problem}, at step {self.step} or shortly before it (precision "
             f"{self.accelerator.mixed_precision}); start a new run with a lower "
@@ -247,16 +283,19 @@ class Session:
 
     def _save(self) -> None:
         state = {**self._same, "epoch": self.epoch, "step": self.step, "best": self.best}
+        state |= {"processes": self.accelerator.num_processes}
         state |= {"seconds": self._seconds, "rows": self.tracker.rows}
         state |= checkpoints.states(self._parts)
         self._saved_step = self.step
         if self.is_main:
-            checkpoints.save_last(self.run_dir / "checkpoints", state)
+            state = checkpoints.snapshot(state)
+            self._writer.start(checkpoints.save_last, self.run_dir / "checkpoints", state)
 
     # ------------------------------------------------------------------------------ Evaluation
 
     def load_best(self, network: nn.Module) -> None:
         """Give `network` the weights of the best epoch; freeze it, in eval mode."""
+        self._writer.wait()
         last = network.state_dict(), {"epoch": self.epoch}
         weights, self.best = checkpoints.load_best(
             self.run_dir / "checkpoints", self.best, otherwise=last

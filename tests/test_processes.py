@@ -1,0 +1,58 @@
+"""Processes that wait for each other: for as long as it takes, but not for one that has died."""
+
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from common.errors import UserError
+from common.run import processes
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A store of two processes; the second one is a thread of this one, or has died."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=5))
+    rank = threading.local()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: getattr(rank, "number", 0))
+    monkeypatch.setattr(processes, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "SILENCE_SECONDS", 3)
+    return rank
+
+
+def other(rank, name: str, seconds: float) -> threading.Thread:
+    def run() -> None:
+        rank.number = 1
+        with processes.Processes(2, "runs/a") as both:
+            time.sleep(seconds)
+            both.meet(name)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_who_takes_longer_than_the_limit_is_waited_for_while_it_lives(store):
+    thread = other(store, "epoch 0", seconds=6)
+    with processes.Processes(2, "runs/a") as both:
+        started = time.monotonic()
+        both.meet("epoch 0")
+        assert time.monotonic() - started > 3
+    thread.join()
+
+
+def test_who_gives_no_sign_of_life_is_not_waited_for(store, capsys):
+    with processes.Processes(2, "runs/a") as both:
+        started = time.monotonic()
+        with pytest.raises(UserError, match=r"process 1 has given no sign of life .* runs/a"):
+            both.meet("epoch 0")
+        assert time.monotonic() - started < 60  # on a busy machine, too
+    assert not capsys.readouterr().err  # the first process shows its errors itself
+
+
+def test_one_process_meets_nobody():
+    with processes.Processes(1, "runs/a") as alone:
+        alone.meet("epoch 0")

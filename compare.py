@@ -33,7 +33,7 @@ from common.config import Draws, Place, Points, PositiveInt, parse
 from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
-from common.evaluation import comparison, pictures, report
+from common.evaluation import comparison, pictures, report, samples
 from common.files import made, write, write_json
 from common.run import runs, runtime, tracking
 
@@ -119,6 +119,11 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         "validation images select their L2 penalty",
         f"t-SNE of {len(mapped):,} test images, noise and shift on {len(subset):,}",
     ]
+    if len(asked := samples.stratified(labels)) < len(labels):
+        facts.append(
+            f"neighbors, silhouette and uniformity of a stratified sample of {len(asked):,} of the "
+            "test images; their standard errors are in comparison.json"
+        )
     for run in (run for run in chosen if run.resumed):
         commits = ", ".join(str(entry.get("commit")) for entry in run.resumed)
         facts.append(f"{run.folder} was stopped and resumed (at commit {commits})")

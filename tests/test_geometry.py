@@ -11,7 +11,7 @@ def test_silhouette_of_a_hand_made_case():
     latents = torch.tensor([[0.0], [1.0], [4.0], [6.0]])
     labels = torch.tensor([0, 0, 1, 1])
     expected = [(5 - 1) / 5, (4 - 1) / 4, (3.5 - 2) / 3.5, (5.5 - 2) / 5.5]
-    assert geometry.silhouette(latents, labels) == pytest.approx(sum(expected) / 4, abs=1e-6)
+    assert geometry.silhouette(latents, labels).value == pytest.approx(sum(expected) / 4, abs=1e-6)
 
 
 def test_silhouette_equals_scikit_learns(monkeypatch):
@@ -23,8 +23,8 @@ def test_silhouette_equals_scikit_learns(monkeypatch):
     latents[:, 0] += labels
     labels[0] = 99  # alone in its class
     expected = silhouette_score(latents.numpy(), labels.numpy())
-    assert geometry.silhouette(latents, labels) == pytest.approx(expected, abs=1e-5)
-    assert math.isnan(geometry.silhouette(latents, torch.zeros(50, dtype=torch.long)))
+    assert geometry.silhouette(latents, labels).value == pytest.approx(expected, abs=1e-5)
+    assert math.isnan(geometry.silhouette(latents, torch.zeros(50, dtype=torch.long)).value)
 
 
 def test_class_separation_of_a_hand_made_case():
@@ -49,7 +49,7 @@ def test_alignment_and_uniformity_equal_loops_over_pairs(monkeypatch):
     same = [squared[i, j] for i, j in pairs if labels[i] == labels[j]]
     assert geometry.alignment(latents, labels) == pytest.approx(sum(same) / len(same), abs=1e-5)
     kernel = sum(math.exp(-2 * squared[pair]) for pair in pairs) / len(pairs)
-    assert geometry.uniformity(latents) == pytest.approx(math.log(kernel), abs=1e-5)
+    assert geometry.uniformity(latents, labels).value == pytest.approx(math.log(kernel), abs=1e-5)
 
 
 def test_alignment_and_uniformity_of_points_that_are_known():
@@ -58,8 +58,10 @@ def test_alignment_and_uniformity_of_points_that_are_known():
     assert geometry.alignment(latents, torch.tensor([0, 0, 1, 1])) == pytest.approx(0, abs=1e-9)
     # 4 ordered pairs coincide, 8 are at squared distance 4
     expected = math.log((4 + 8 * math.exp(-8)) / 12)
-    assert geometry.uniformity(latents) == pytest.approx(expected, abs=1e-5)
-    assert geometry.uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-5)
+    found = geometry.uniformity(latents, torch.zeros(4).long())
+    assert found.value == pytest.approx(expected, abs=1e-5) and found.error == 0
+    found = geometry.uniformity(torch.ones(5, 3), torch.zeros(5).long())
+    assert found.value == pytest.approx(0, abs=1e-5)
 
 
 def test_effective_rank_of_hand_made_spectra():
@@ -99,7 +101,7 @@ def test_tsne_of_few_dimensions_few_points_and_very_many_dimensions():
     wide = torch.randn(30, 50_000, generator=generator)  # its covariance would fill 10 GB
     wide[15:] += 1
     points = torch.from_numpy(geometry.tsne(wide, seed=0))
-    assert geometry.silhouette(points, torch.arange(30) // 15) > 0.5
+    assert geometry.silhouette(points, torch.arange(30) // 15).value > 0.5
 
 
 def test_tsne_keeps_two_far_clusters_apart_and_repeats_itself():
@@ -110,7 +112,7 @@ def test_tsne_keeps_two_far_clusters_apart_and_repeats_itself():
     assert points.shape == (40, 2)
     assert (points == geometry.tsne(latents, seed=0)).all()
     labels = torch.arange(40) // 20
-    assert geometry.silhouette(torch.from_numpy(points), labels) > 0.6
+    assert geometry.silhouette(torch.from_numpy(points), labels).value > 0.6
 
 
 def test_trustworthiness_of_a_hand_made_case():
@@ -141,7 +143,7 @@ def test_trustworthiness_equals_scikit_learns(monkeypatch):
 def test_images_that_coincide_are_no_reason_to_crash():
     for same in (torch.zeros(40, 8), torch.full((40, 128), 1 / 3)):
         assert torch.from_numpy(geometry.tsne(same, seed=0)).isfinite().all()
-        assert geometry.uniformity(same) == pytest.approx(0, abs=1e-5)
+        assert geometry.uniformity(same, torch.arange(40) % 2).value == pytest.approx(0, abs=1e-5)
         assert geometry.alignment(same, torch.arange(40) % 2) == pytest.approx(0, abs=1e-12)
 
 
@@ -150,5 +152,5 @@ def test_a_latent_of_zeros_lies_in_the_centre_of_the_sphere():
     labels = torch.tensor([0, 0, 1])
     squares = torch.tensor([1.0, 2.0, 1.0])  # of the distances of the three pairs
     expected = torch.log(torch.exp(-2 * squares).mean()).item()
-    assert geometry.uniformity(latents) == pytest.approx(expected, abs=1e-5)
+    assert geometry.uniformity(latents, labels).value == pytest.approx(expected, abs=1e-5)
     assert geometry.alignment(latents, labels) == pytest.approx(1)

@@ -81,17 +81,31 @@ Table = tuple[str, list[str], list[list]]  # its name, the names of its columns,
 
 
 def final(metrics: Mapping[str, float]) -> str:
-    """The final metrics as text: one row per metric, columns for latents and baselines."""
+    """The final metrics as text: one row per metric, columns for latents and baselines.
+
+    What was measured on a sample of the images stands with its standard error and their number.
+    """
     columns = {"latents": ("test", "latent"), "PCA": ("pca",), "pixels": ("image",)}
-    lines = [f"{'on the test images':36}" + "".join(f"{name:>10}" for name in columns)]
+    rows = []
     for key, text, form in FINAL:
         cells = []
         for groups in columns.values():
-            found = [metrics[f"{g}/{key}"] for g in groups if f"{g}/{key}" in metrics]
-            cells.append(form.format(found[0]) if found else "–")
+            name = next((f"{g}/{key}" for g in groups if f"{g}/{key}" in metrics), None)
+            cells.append("–" if name is None else form.format(metrics[name]))
+            if f"{name}_standard_error" in metrics:
+                cells[-1] += f" ± {form.format(metrics[f'{name}_standard_error'])}"
+                text = text.split("; ")[0] + f"; {metrics[f'{name}_images']:,} images"
         if set(cells) != {"–"}:
-            lines.append(f"{text:36}" + "".join(f"{cell:>10}" for cell in cells))
-    return "\n".join(lines) if len(lines) > 1 else "no test images were evaluated"
+            rows.append((text, *cells))
+    first = max([36, *(len(text) + 1 for text, *_ in rows)])
+    width = max([10, *(len(cell) + 2 for _, *cells in rows for cell in cells)])
+    lines = [
+        f"{text:{first}}" + "".join(f"{cell:>{width}}" for cell in cells)
+        for text, *cells in [("on the test images", *columns), *rows]
+    ]
+    if any("±" in line for line in lines):
+        lines.append("\n± standard error of a stratified sample of so many of the test images")
+    return "\n".join(lines) if rows else "no test images were evaluated"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import geometry, neighbors, probes, report
+from . import geometry, neighbors, probes, report, samples
 
 NEIGHBORS = (1, 5, 20, 100)  # 5 is knn_accuracy, as the training scripts report it
 MAP_NEIGHBORS = 20  # of each image of a map, among the images of the map
@@ -87,9 +87,13 @@ def measure(
     predictions = {"linear_accuracy": probes.predict(probe, latents.test)}
     if classifier is not None:
         predictions["accuracy"] = probes.predict(classifier, latents.test)
-    by_k = neighbors.predict_by_k(latents.train, latents.train_labels, latents.test, NEIGHBORS)
-    predictions |= {"knn_accuracy" if k == 5 else f"knn_{k}": by_k[k] for k in NEIGHBORS}
     metrics = {key: probes.accuracy(p, latents.test_labels) for key, p in predictions.items()}
+    rows = samples.stratified(latents.test_labels)
+    asked, true = latents.test[rows], latents.test_labels[rows]
+    by_k = neighbors.predict_by_k(latents.train, latents.train_labels, asked, NEIGHBORS)
+    for k, found in by_k.items():
+        hits = samples.estimate((found == true).float(), true, len(latents.test))
+        metrics |= hits.named("knn_accuracy" if k == 5 else f"knn_{k}")
 
     few = probes.label_efficiency(latents, classes, LABELS_PER_CLASS, label_draws)
     metrics |= {f"labels_{count}": statistics.fmean(values) for count, values in few.items()}

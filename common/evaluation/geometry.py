@@ -1,47 +1,51 @@
 """Geometry of a latent space: silhouette, separation, alignment, uniformity, rank, PCA, t-SNE.
 
-Pure functions of latents (N,D) and labels (N,). All metrics are exact over all pairs: by sums over
-classes where possible, else in blocks of rows.
+Pure functions of latents (N,D) and labels (N,). All pairs count: by sums over classes where
+possible, else in blocks of rows, which are a sample where there are very many (`samples.py`).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import samples
+
 BLOCK = 1024  # rows of the N×N distances in memory at a time
 TSNE_STEPS = 500  # twice as many take twice the time and give the same trustworthiness
 EXACT_PCA = 4096  # pixels up to which all eigenvectors of the covariance are computed
 
 
-def silhouette(latents: Tensor, labels: Tensor) -> float:
+def silhouette(latents: Tensor, labels: Tensor) -> samples.Estimate:
     """Mean silhouette score (b − a) / max(a, b).
 
     a is the mean Euclidean distance to the other members of its class, b the smallest mean
     distance to another class (Rousseeuw 1987). From −1 (in the wrong class) to 1; an image that
-    is alone in its class counts 0. NaN with fewer than two classes.
+    is alone in its class counts 0. NaN with fewer than two classes. Of a sample, the distances are
+    those to all images, so that each score is exact.
 
     Args:
         latents: float (N,D). labels: int64 (N,).
     """
+    chosen = samples.stratified(labels)
     classes, labels = labels.unique(return_inverse=True)
     if len(classes) < 2:
-        return float("nan")
+        return samples.Estimate(float("nan"), 0.0, len(labels), len(labels))
     latents = (latents - latents.mean(0)).float()  # centered, for smaller rounding errors
     members = F.one_hot(labels).float()  # (N,K)
     counts = members.sum(0)  # (K,)
     scores = []
-    for rows in torch.arange(len(latents), device=latents.device).split(BLOCK):
+    for rows in samples.blocks(chosen, len(latents), BLOCK):
         own = labels[rows, None]  # (B,1)
         sums = torch.cdist(latents[rows], latents) @ members  # (B,K)
         a = sums.gather(1, own) / (counts[own] - 1).clamp(min=1)
         b = (sums / counts).scatter(1, own, float("inf")).amin(1, keepdim=True)
         score = (b - a) / torch.maximum(a, b).clamp(min=1e-12)
-        scores.append(torch.where(counts[own] > 1, score, 0.0))
-    return torch.cat(scores).mean().item()
+        scores.append(torch.where(counts[own] > 1, score, 0.0)[:, 0])
+    return samples.estimate(torch.cat(scores), labels[chosen], len(labels))
 
 
 def class_separation(latents: Tensor, labels: Tensor) -> float:
@@ -81,20 +85,26 @@ def alignment(latents: Tensor, labels: Tensor) -> float:
     return ((2 * counts * squares - 2 * sums.square().sum(1)).sum() / pairs).item()
 
 
-def uniformity(latents: Tensor) -> float:
+def uniformity(latents: Tensor, labels: Tensor) -> samples.Estimate:
     """log of the mean of exp(−2‖x − y‖²) over all pairs, on the unit sphere; lower is more even.
 
     Wang & Isola 2020, equation 7 with t = 2. 0 where all images coincide. A latent of zeros stays
-    in the center of the sphere.
+    in the center of the sphere. The labels stratify the sample and have no other part in it.
     """
+    chosen = samples.stratified(labels)
     unit = F.normalize(latents.float(), dim=1)
     squares = unit.square().sum(1)  # 1, or 0
-    total = torch.zeros((), dtype=torch.float64, device=latents.device)
-    for block, square in zip(unit.split(BLOCK), squares.split(BLOCK), strict=True):
-        exponents = torch.addmm(-2 * squares, block, unit.T, alpha=4)  # ‖x − y‖² = x² + y² − 2 x·y
-        total += exponents.sub_(2 * square[:, None]).exp_().sum()
-    count = len(unit)
-    return torch.log((total - count) / (count * (count - 1))).item()  # without the self-pairs
+    sums = []
+    for rows in samples.blocks(chosen, len(latents), BLOCK):
+        # ‖x − y‖² = x² + y² − 2 x·y
+        exponents = torch.addmm(-2 * squares, unit[rows], unit.T, alpha=4)
+        exponents.sub_(2 * squares[rows, None]).exp_()
+        sums.append(exponents.sum(1, dtype=torch.float64))
+    means = (torch.cat(sums) - 1) / (len(unit) - 1)  # over the others, without the image itself
+    found = samples.estimate(means, labels[chosen], len(labels))
+    mean = torch.tensor(found.value, dtype=torch.float64)
+    # d log x = dx / x
+    return replace(found, value=mean.log().item(), error=found.error / found.value)
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -113,10 +123,10 @@ def effective_rank(latents: Tensor) -> float:
 def shape(latents: Tensor, labels: Tensor, prefix: str) -> dict[str, float]:
     """All metrics of a latent space, as PREFIX/silhouette and so on."""
     return {
-        f"{prefix}/silhouette": silhouette(latents, labels),
+        **silhouette(latents, labels).named(f"{prefix}/silhouette"),
         f"{prefix}/class_separation": class_separation(latents, labels),
         f"{prefix}/alignment": alignment(latents, labels),
-        f"{prefix}/uniformity": uniformity(latents),
+        **uniformity(latents, labels).named(f"{prefix}/uniformity"),
         f"{prefix}/effective_rank": effective_rank(latents),
     }
 

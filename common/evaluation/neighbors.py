@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import samples
+
 BLOCK = 1024  # queries whose distances to all references are in memory at a time
 GROUP = 32  # references whose minimum is compared first
 
@@ -40,7 +42,7 @@ def predict_by_k(
     references, queries = (references - center).float(), (queries - center).float()
     squares = references.square().sum(1)
     predictions = {k: [] for k in ks}
-    for block in queries.split(BLOCK):
+    for block in samples.blocks(queries, len(references), BLOCK):
         distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
         nearest = smallest(distances, largest)  # (B,largest)
         for k in ks:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..console import say
 from ..errors import UserError
 from ..files import write
-from . import geometry, neighbors, probes, scores
+from . import geometry, neighbors, probes, samples, scores
 
 ROUNDING_MSE = 1 / (12 * 255**2)  # variance of rounding to 8 bits, images in [0,1]
 LARGEST_PIXEL_SPACE = 2**31  # bytes of flattened training images for kNN on pixels
@@ -146,16 +146,33 @@ def probe_predictions(latents: probes.Latents, classes: int) -> dict[str, Tensor
     """What simple classifiers of all training latents predict on test, int64 (N,) each.
 
     linear (the linear probe), knn and knn_cosine (5 nearest neighbors in Euclidean distance and by
-    cosine similarity), class_mean (the nearest class mean by cosine similarity).
+    cosine similarity), class_mean (the nearest class mean by cosine similarity). Of very many test
+    images only those of a sample are asked for their neighbors, the others have `NOT_ASKED`.
     """
-    known, labels, asked = latents.train, latents.train_labels, latents.test
+    known, labels, test = latents.train, latents.train_labels, latents.test
+    asked = latents.test_labels
     return {
-        "linear": probes.fit_linear(latents, classes).predict(asked),
-        "knn": neighbors.predict(known, labels, asked),
+        "linear": probes.fit_linear(latents, classes).predict(test),
+        "knn": nearest(known, labels, test, asked),
         # among unit vectors, the order of distances is that of cosines
-        "knn_cosine": neighbors.predict(F.normalize(known), labels, F.normalize(asked)),
-        "class_mean": scores.nearest_class_mean(known, labels, asked),
+        "knn_cosine": nearest(F.normalize(known), labels, F.normalize(test), asked),
+        "class_mean": scores.nearest_class_mean(known, labels, test),
     }
+
+
+def nearest(references: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor:
+    """`neighbors.predict` for the sample of the queries, int64 (N,); `NOT_ASKED` for the others."""
+    rows = samples.stratified(query_labels)
+    found = torch.full_like(query_labels, samples.NOT_ASKED)
+    found[rows] = neighbors.predict(references, labels, queries[rows])
+    return found
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> samples.Estimate:
+    """The fraction of right predictions int64 (N,), without those that were `NOT_ASKED`."""
+    asked = predictions != samples.NOT_ASKED
+    hits = (predictions == labels)[asked].float()
+    return samples.estimate(hits, labels[asked], len(labels))
 
 
 def latent_metrics(
@@ -168,13 +185,13 @@ def latent_metrics(
 
     …/linear_accuracy and so on under the first prefix; under the second …/recall_at_1,
     …/mean_average_precision, …/nmi, …/ari and the geometry: …/silhouette, …/class_separation,
-    …/alignment, …/uniformity, …/effective_rank.
+    …/alignment, …/uniformity, …/effective_rank. Beside what was measured on a sample stand its
+    standard error and the number of images (`samples.Estimate.named`).
     """
     test, labels = latents.test, latents.test_labels
-    accuracies = {
-        f"{accuracy_prefix}/{name}_accuracy": probes.accuracy(found, labels)
-        for name, found in predictions.items()
-    }
+    accuracies = {}
+    for name, found in predictions.items():
+        accuracies |= accuracy(found, labels).named(f"{accuracy_prefix}/{name}_accuracy")
     found = scores.retrieval(test, labels) | scores.clustering(test, labels)
     found = {f"{shape_prefix}/{name}": value for name, value in found.items()}
     return accuracies | found | geometry.shape(test, labels, shape_prefix)
@@ -220,9 +237,10 @@ def image_metrics(data) -> dict[str, float]:
         say(f"image/… is left out: {why_not}")
         return {}
     train, test = torch.cat(list(pixels(data.train))), torch.cat(list(pixels(data.test)))
-    nearest = neighbors.predict(train, data.train.labels, test)
-    knn = {"image/knn_accuracy": probes.accuracy(nearest, data.test.labels)}
-    return knn | geometry.shape(test, data.test.labels, "image")
+    labels = data.test.labels
+    found = nearest(train, data.train.labels, test, labels)
+    knn = accuracy(found, labels).named("image/knn_accuracy")
+    return knn | geometry.shape(test, labels, "image")
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,7 @@ class Measured:
         probabilities: float32 (N,K), of the classifier, of the test images or, where those stay
             unseen, of the validation images.
         predictions: int64 (N,) of the test images by the classifier ("predictions"), and
-            "linear_predictions" and so on of `probe_predictions`.
+            "linear_predictions" and so on of `probe_predictions`, some of them `NOT_ASKED`.
     """
 
     metrics: dict[str, float]

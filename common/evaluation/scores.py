@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import samples
+
 BLOCK = 512  # queries whose similarities to all images are in memory at a time
 QUERIES = 2000  # of retrieval; sorting all images for each of 10,000 takes half a minute on a core
 BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -61,34 +63,39 @@ def nearest_class_mean(latents: Tensor, labels: Tensor, queries: Tensor) -> Tens
 def retrieval(latents: Tensor, labels: Tensor) -> dict[str, float]:
     """recall_at_1 and mean_average_precision: the means over the queries of `retrieve`."""
     first, precision = retrieve(latents, labels)
-    return {
-        "recall_at_1": first.float().mean().item(),
-        "mean_average_precision": precision.mean().item(),
-    }
+    asked, total = labels[queries(labels)], int((labels.bincount() > 1)[labels].sum())
+    recall = samples.estimate(first.float(), asked, total)
+    return recall.named("recall_at_1") | samples.estimate(precision, asked, total).named(
+        "mean_average_precision"
+    )
+
+
+def queries(labels: Tensor) -> Tensor:
+    """Which images query, int64 (Q,): a stratified sample of at most `QUERIES`.
+
+    Those without another image of their class are left out. By labels int64 (N,) alone, so that
+    the queries of two spaces are the same.
+    """
+    rows = samples.stratified(labels, QUERIES, QUERIES)
+    return rows[labels.bincount()[labels[rows]] > 1]
 
 
 def retrieve(latents: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image as query among all others, by cosine similarity: (Q,) bool and (Q,) float.
+    """Each of the `queries` among all other images, by cosine similarity: (Q,) bool, (Q,) float.
 
     Whether the first is a hit, an image of the query's class; and the average precision, the mean,
-    over the hits, of the precision at the rank of each. Beyond `QUERIES` images a fixed random
-    choice of them queries. Queries without another image of their class are left out, by labels
-    alone, so that the queries of two spaces are the same. `latents` float (N,D), `labels` int64
-    (N,).
+    over the hits, of the precision at the rank of each. `latents` float (N,D), `labels` int64 (N,).
     """
     unit = F.normalize(latents.float(), dim=1)
     ranks = torch.arange(1, len(labels), device=labels.device)
-    queries = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:QUERIES]
     firsts, precisions = [], []
-    for rows in queries.to(labels.device).split(BLOCK):
+    for rows in samples.blocks(queries(labels), len(labels), BLOCK):
         similarity = unit[rows] @ unit.T
         similarity.scatter_(1, rows[:, None], -torch.inf)  # the query itself comes last
         order = similarity.argsort(dim=1, descending=True)[:, :-1]
         hits = labels[order] == labels[rows, None]  # (B,N−1)
-        counts = hits.sum(1)
-        precision = (hits.cumsum(1) / ranks * hits).sum(1) / counts
-        firsts.append(hits[counts > 0, 0])
-        precisions.append(precision[counts > 0])
+        firsts.append(hits[:, 0])
+        precisions.append((hits.cumsum(1) / ranks * hits).sum(1) / hits.sum(1))
     return torch.cat(firsts), torch.cat(precisions)
 
 

@@ -11,7 +11,7 @@ from ..config import TrainingConfig
 from ..data import datasets
 from ..display import tables
 from ..run import runs
-from . import probes, recommendation, report, scores
+from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
 # The rows of the table: how a score is named in a run's summary, what it is, its format.
@@ -48,7 +48,8 @@ class Result:
     """A finished member: what its folder tells, and what is right on each test image.
 
     `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
-    images that query. The comparison adds "robust".
+    images that query, and for neighbors, where there are very many images, of those in the sample.
+    The comparison adds "robust".
     """
 
     member: Member
@@ -94,10 +95,10 @@ def read(folder: Path, member: Member) -> Result:
     run = runs.read_run(folder)
     with np.load(run.folder / "latents.npz") as arrays:
         labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
-        values = {
-            name: arrays[f"{name}_predictions"] == labels
-            for name in ("linear", "knn", "knn_cosine", "class_mean")
-        }
+        values = {}
+        for name in ("linear", "knn", "knn_cosine", "class_mean"):
+            found = arrays[f"{name}_predictions"]
+            values[name] = (found == labels)[found != samples.NOT_ASKED]
         values["own"] = arrays["predictions"] == labels
     first, precision = scores.retrieve(latents, torch.from_numpy(labels))
     values |= {"first_hit": first.numpy(), "precision": precision.numpy()}

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zipfile import BadZipFile
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import numpy as np
 import torch
 from safetensors.torch import load_file

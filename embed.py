@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import numpy as np
 import torch
 from torch import Tensor, nn

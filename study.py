@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import numpy as np
 
 import compare

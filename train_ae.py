@@ -16,6 +16,8 @@ What to expect on 2 CPU cores: digits in about five minutes (a fifth of it with 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import torch
 
 from common import models, optimizers

@@ -14,6 +14,8 @@ What to expect on 2 CPU cores: digits in two minutes, MNIST (20 epochs) in about
 
 from dataclasses import dataclass
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import torch
 import torch.nn.functional as F
 

@@ -16,6 +16,8 @@ natural images want a narrow network (--width 16) there, and a GPU for the usual
 
 from dataclasses import dataclass
 
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange

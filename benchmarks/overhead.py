@@ -52,43 +52,62 @@ def script(name: str, encoder: str, channels: int, batch_size: int, turn: measur
     measure.script(turn, module, encoder=encoder, batch_size=batch_size, **settings)
 
 
-def bare(name: str, encoder: str, channels: int, batch_size: int, turn: measure.Turn) -> None:
-    from common import losses, models
+def network_of(name: str, encoder: str, channels: int) -> torch.nn.Module:
+    """The network of a training script at its default sizes, for images of 32×32 in ten classes."""
+    from common import models
+
+    sizes = {"channels": channels, "image_size": 32, "width": None, "blocks": 0}
+    if name == "ae":
+        return models.build_autoencoder(encoder, **sizes, latent_dim=128)
+    if name == "joint":
+        return models.JointClassifier(
+            models.build_encoder(encoder, **sizes, latent_dim=128), classes=10
+        )
+    return models.SupConNet(
+        models.build_encoder(encoder, **sizes, latent_dim=None), projection_dim=128
+    )
+
+
+def loss_of(name: str, model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor):
+    """The loss of a step on images (B,C,S,S), of which contrastive learning has a second view."""
+    from common import losses
+
+    if name == "ae":
+        return losses.reconstruction_loss(model(images), images, 0.5)
+    if name == "joint":
+        logits = model(images)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return loss + losses.probability_mae(logits, labels)
+    embeddings, _ = model(torch.cat([images, images.flip(-1)]))
+    return losses.supcon_loss(torch.stack(embeddings.chunk(2), dim=1), labels, 0.1)
+
+
+def bare(
+    name: str,
+    encoder: str,
+    channels: int,
+    batch_size: int,
+    turn: measure.Turn,
+    compiled: bool = False,
+) -> None:
     from common.run import runtime
 
     accelerator = runtime.start("auto", seed=0)
-    sizes = {"channels": channels, "image_size": 32, "width": None, "blocks": 0}
+    network = network_of(name, encoder, channels)
     images = torch.randn(batch_size, channels, 32, 32).clamp(-1, 1).to(accelerator.device)
     labels = torch.arange(batch_size).remainder(10).to(accelerator.device)
     if name == "ae":
-        network = models.build_autoencoder(encoder, **sizes, latent_dim=128)
         rates = {"lr": 2e-3, "weight_decay": 1e-4}
-    elif name == "joint":
-        network = models.JointClassifier(
-            models.build_encoder(encoder, **sizes, latent_dim=128), classes=10
-        )
-        rates = {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True}
     else:
-        network = models.SupConNet(
-            models.build_encoder(encoder, **sizes, latent_dim=None), projection_dim=128
-        )
-        images = torch.cat([images, images.flip(-1)])  # two views
-        rates = {"lr": 0.01, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True}
+        rates = {"momentum": 0.9, "nesterov": True}
+        rates |= {"lr": 0.1 if name == "joint" else 0.01, "weight_decay": 5e-4}
     kind = torch.optim.SGD if "momentum" in rates else torch.optim.AdamW
     optimizer = kind(network.to(accelerator.device).parameters(), fused=True, **rates)
     model, optimizer = accelerator.prepare(network.train(), optimizer)
+    loss_of_step = torch.compile(loss_of) if compiled else loss_of
     while True:
         turn()
-        found = model(images)
-        if name == "ae":
-            loss = losses.reconstruction_loss(found, images, 0.5)
-        elif name == "joint":
-            loss = torch.nn.functional.cross_entropy(found, labels)
-            loss = loss + losses.probability_mae(found, labels)
-        else:
-            embeddings, _ = found
-            loss = losses.supcon_loss(torch.stack(embeddings.chunk(2), dim=1), labels, 0.1)
-        accelerator.backward(loss)
+        accelerator.backward(loss_of_step(name, model, images, labels))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,7 +1,10 @@
-"""How the cost of a step grows with batch, latent size and processes; images on the disk.
+"""How cost grows: of a step with batch, latent size and processes, of evaluation with the images.
 
 Seconds of a step are fitted by a power of the size. Processes share one machine's cores and one
-global batch. The last claim trains from a folder's memory map, whose pages are thrown out of
+global batch. Each part of the evaluation after a training is measured once, on latents of two sizes
+that do not fit the cache, a sixth of them test images; its share is that of 20 epochs at the speed
+of train_joint.py on digits, the cheapest training, and beyond the measured sizes it is
+extrapolated. The last claim trains from a folder's memory map, whose pages are thrown out of
 memory again and again, as when the images are more than it holds, beside the same images in memory.
 
     python benchmarks/scaling.py --out runs/bench/scaling.json --plot docs/images/scaling.png
@@ -16,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import measure
@@ -25,6 +30,10 @@ BATCHES = (32, 64, 128, 256, 512, 1024)
 LATENTS = (16, 64, 256, 1024, 4096)
 COUNTS = (512, 1024, 2048, 4096, 8192)  # embeddings in the loss
 PROCESSES = (1, 2, 4)
+EVALUATED = (10_000, 100_000, 200_000)  # training images; the last two give the exponents
+EXTRAPOLATED = 1_000_000
+EPOCHS = 20  # of the training that evaluation is a share of
+CLASSES, DIMENSIONS = 10, 128
 STEPS_BETWEEN = 20  # after so many steps the map's pages are thrown out
 
 
@@ -69,6 +78,7 @@ def main() -> None:
                 names=(f"{number} processes", "1"),
             )
         )
+    rows += evaluation(speeds[1], times, place["threads"])
     with tempfile.TemporaryDirectory() as folder:
         place_of_images = make_folder(Path(folder))
         found = measure.alternate(
@@ -91,6 +101,105 @@ def main() -> None:
     if arguments.plot:
         draw(lines, arguments.plot, place)
     measure.report("scaling", place, rows, times, arguments.out)
+
+
+def evaluation(speed: float, times: dict, threads: int) -> list[dict]:
+    """A row for each part of the evaluation, and its share of the training at several sizes.
+
+    `speed` is that of training, in images per second; `times` receives what was measured.
+    """
+    found = {count: evaluated(count) for count in EVALUATED}
+    rows, totals = [], {count: sum(seconds.values()) for count, seconds in found.items()}
+    totals[EXTRAPOLATED] = 0.0
+    (near, far), first = EVALUATED[-2:], EVALUATED[0]
+    for part in found[first]:
+        seconds = [found[count][part] for count in EVALUATED]
+        times |= {
+            f"evaluation, {part}, {count}": measure.Times(1, threads, seconds=[taken])
+            for count, taken in zip(EVALUATED, seconds, strict=True)
+        }
+        power = exponent([(near, seconds[-2]), (far, seconds[-1])])
+        totals[EXTRAPOLATED] += seconds[-1] * (EXTRAPOLATED / far) ** max(power, 0)
+        told = ", ".join(f"{each:.3g}" for each in seconds)
+        sizes = ", ".join(f"{count:,}" for count in EVALUATED)
+        what = f"evaluation, {part}, exponent from {near:,} to {far:,} images"
+        rows.append(measure.claim(what, power, "≤ 1.2", f"{told} s of {sizes}"))
+    for count, seconds in totals.items():
+        training = EPOCHS * 0.9 * count / speed  # a tenth is held out
+        told = f"{seconds:.0f} s of {seconds + training:,.0f} s"
+        told += ", extrapolated" if count == EXTRAPOLATED else ""
+        what = f"evaluation's share of {EPOCHS} epochs of {count:,} images"
+        rows.append(measure.claim(what, seconds / (seconds + training), "≤ 0.10", told))
+    return rows
+
+
+def evaluated(count: int) -> dict[str, float]:
+    """Seconds of each part of the evaluation after a training with so many images.
+
+    The probes and metrics are those of the latents and, the same again, of PCA. Of the pictures,
+    the two t-SNE maps; the pixels are a latent space of their own, and fewer than half as wide here
+    as those of a color image.
+    """
+    import torch
+
+    from common.evaluation import geometry, neighbors, probes, scores
+    from common.run import runtime
+
+    runtime.start("no", seed=0)
+    latents = synthetic(count, DIMENSIONS)
+    test, labels = latents.test, latents.test_labels
+    pixels = synthetic(count, 1024)
+    pairs = neighbors_of(latents), neighbors_of(pixels)
+    both = {  # of the latents and of PCA
+        "linear probe": lambda: probes.fit_linear(latents, CLASSES),
+        "neighbors, Euclidean and cosine": lambda: (pairs[0](), pairs[0]()),
+        "retrieval": lambda: scores.retrieval(test, labels),
+        "k-means": lambda: scores.clustering(test, labels),
+        "geometry": lambda: geometry.shape(test, labels, "latent"),
+    }
+    once = {
+        "pixels: neighbors and geometry": lambda: (
+            pairs[1](),
+            geometry.shape(pixels.test, pixels.test_labels, "image"),
+        ),
+        "PCA": lambda: geometry.fit_pca(lambda: pixels.train.split(1024), DIMENSIONS),
+        "two maps by t-SNE": lambda: [geometry.tsne(x.test[:2000], 0) for x in (latents, pixels)],
+    }
+    neighbors.predict(test, labels, test[:9])  # what is loaded once is not the evaluation's cost
+    scores.clustering(test[:100], labels[:100])
+    torch.linalg.eigh(torch.eye(9))
+    found = {part: 2 * seconds_of(do) for part, do in both.items()}
+    return found | {part: seconds_of(do) for part, do in once.items()}
+
+
+def neighbors_of(latents) -> Callable:
+    from common.evaluation import report
+
+    return lambda: report.nearest(
+        *(latents.train, latents.train_labels, latents.test, latents.test_labels)
+    )
+
+
+def seconds_of(do: Callable) -> float:
+    started = time.perf_counter()
+    do()
+    return time.perf_counter() - started
+
+
+def synthetic(count: int, dimensions: int):
+    """Latents of overlapping classes: `count` images, a tenth held out, and a sixth to test."""
+    import torch
+
+    from common.evaluation.probes import Latents
+
+    generator = torch.Generator().manual_seed(0)
+    centers = 0.35 * torch.randn(CLASSES, dimensions, generator=generator)
+    parts = []
+    for size in (count * 9 // 10, count // 10, count // 6):
+        labels = torch.arange(size).remainder(CLASSES)
+        noise = torch.randn(size, dimensions, generator=generator)
+        parts += [centers[labels] + noise, labels]
+    return Latents(*parts)
 
 
 def joint_step(field: str, size: int, turn: measure.Turn) -> None:

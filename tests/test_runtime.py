@@ -1,11 +1,16 @@
+import ast
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import UserError
 from common.run import runtime
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_fp16_on_a_cpu_is_refused(monkeypatch):
@@ -134,3 +139,40 @@ def test_a_number_of_processes_that_is_none_is_named(monkeypatch, value):
     else:
         with pytest.raises(UserError, match=f"WORLD_SIZE={value} in the environment is no number"):
             runtime.start("no", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "spins"),
+    [
+        ({}, "0"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),  # the user's own settings stay
+        ({"OMP_WAIT_POLICY": "active"}, "30000000000"),
+    ],
+)
+def test_threads_that_wait_sleep_unless_the_user_chose(wish, spins):
+    """torch's OpenMP itself says what it has read when it was loaded after `common`."""
+    library = Path(torch.__file__).parent / "lib/libgomp.so.1"
+    if not library.exists():
+        pytest.skip("torch has another OpenMP here")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import common, ctypes; ctypes.CDLL({str(library)!r})"],
+        env=environment | {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)} | wish,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_every_script_imports_common_before_what_loads_torch(script):
+    imports = [
+        (alias.name if isinstance(node, ast.Import) else node.module).split(".")[0]
+        for node in ast.parse((ROOT / script).read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+    loaders = {"torch", "tyro", "safetensors", "einops", "accelerate", "sklearn", "torchvision"}
+    others = [imports.index(name) for name in loaders & set(imports)]
+    assert imports.index("common") < min(others)

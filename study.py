@@ -48,6 +48,8 @@ from common.config import (
 from common.data import augmentation, datasets
 from common.display import accuracies, tables
 from common.errors import UserError
+from common.evaluation import studies
+from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
 from common.run import runs, runtime, tracking
 

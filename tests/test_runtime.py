@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.files import write_json
 from common.run import runtime
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,32 @@ def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, environment, ch
     assert torch.get_num_threads() == (expected if changes else before)
     if changes:  # for libraries that are loaded later
         assert os.environ["OMP_NUM_THREADS"] == str(expected)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "threads"),
+    [
+        ({}, 3),
+        ({"processes": 2}, 6),  # on which the bits depend as well
+        ({"device": "another CPU"}, 6),
+    ],
+)
+@pytest.mark.usefixtures("restored_threads")
+def test_a_resumed_run_has_the_threads_that_it_began_with(monkeypatch, tmp_path, recorded, threads):
+    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    facts = {"threads": 3, "processes": 1, "device": runtime.device_name(torch.device("cpu"))}
+    write_json(tmp_path / "config.json", {"facts": facts | recorded})
+    runtime.set_threads(str(tmp_path))
+    assert torch.get_num_threads() == threads
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    runtime.set_threads(str(tmp_path / "not there yet"))
+    assert torch.get_num_threads() == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's wish
+    torch.set_num_threads(2)
+    runtime.set_threads(str(tmp_path))
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize(("device", "processes"), [("cuda", 2), ("cuda", 1), ("cpu", 2)])

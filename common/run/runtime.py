@@ -22,6 +22,7 @@ from torch import nn
 
 from ..console import is_first_process, say
 from ..errors import UserError
+from ..files import read_json
 
 # Variables that `accelerate launch` exports for its settings.
 OTHER_TRAININGS = {
@@ -39,17 +40,18 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def start(precision: str, seed: int) -> Accelerator:
+def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
     """Set threads, device, precision and seed; return Accelerate's view of all processes.
 
-    A process may start several times, each time with another precision.
+    A process may start several times, each time with another precision. `resume` is the folder of
+    a run that goes on, if it is there.
 
     Raises:
         UserError: a precision that the device cannot train in; processes that do not know of
             each other (torchrun on a CPU without `ACCELERATE_USE_CPU=true`); a way of training
             that a launcher's settings ask for and the scripts do not know.
     """
-    set_threads()
+    set_threads(resume)
     _keep_freed_memory()
     _follow_launcher()
     _check_launcher()
@@ -125,8 +127,11 @@ def choose_precision(precision: str) -> str:
     return "bf16" if is_fast else "no"
 
 
-def set_threads() -> None:
+def set_threads(resume: str | None = None) -> None:
     """Share the cores among the local processes, unless the user chose a number of threads.
+
+    A run that is resumed on the same processor, in as many processes, has as many threads as it
+    began with: the bits depend on it, and fewer cores may be free for it now.
 
     `accelerate launch` and torchrun export OMP_NUM_THREADS=1, which leaves all cores but one idle;
     that value counts as a choice only where no launcher set it.
@@ -138,6 +143,11 @@ def set_threads() -> None:
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     threads = max(1, cores // _number("LOCAL_WORLD_SIZE", 1))
+    config = Path(resume or "") / "config.json"
+    if resume and config.is_file() and isinstance(facts := read_json(config).get("facts"), dict):
+        same = device_name(torch.device("cpu")), _number("WORLD_SIZE", 1)
+        if same == (facts.get("device"), facts.get("processes")):
+            threads = facts.get("threads", threads)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
 

@@ -42,7 +42,7 @@ class Session:
 
     def __init__(self, method: str, config: Any):
         self.method, self.config = method, config
-        self.accelerator = runtime.start(config.precision, config.seed)
+        self.accelerator = runtime.start(config.precision, config.seed, config.resume)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         chosen = runs.choose_run_dir(config.run_dir, config.resume, method, config.dataset)
         (self.run_dir,) = broadcast_object_list([chosen])  # with the first process's time

@@ -109,3 +109,20 @@ def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):
     page.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
         run_all.write("text")
+
+
+def test_the_share_of_evaluation_is_extrapolated_by_the_power_of_each_part(monkeypatch):
+    def evaluated(count: int) -> dict[str, float]:
+        return {"one": 1e-5 * count, "maps": 10.0, "pairs": 1e-10 * count**2}
+
+    monkeypatch.setattr(scaling, "evaluated", evaluated)
+    times = {}
+    one, maps, pairs, *shares = scaling.evaluation(1000.0, times, threads=1)
+    assert one["value"] == pytest.approx(1) and one["met"]
+    assert maps["value"] == pytest.approx(0, abs=1e-9)
+    assert pairs["value"] == pytest.approx(2) and not pairs["met"]
+    for count, share in zip((10_000, 100_000, 200_000, 1_000_000), shares, strict=True):
+        seconds, training = sum(evaluated(count).values()), 20 * 0.9 * count / 1000
+        assert share["value"] == pytest.approx(seconds / (seconds + training))
+        assert ("extrapolated" in share["ours"]) == (count == 1_000_000)
+    assert times["evaluation, one, 100000"].seconds == [1.0]

@@ -122,7 +122,11 @@ def main(config: Config) -> dict:
                 failed[member.name] = str(error) or type(error).__name__
                 console.say(f"{member.name} failed: {failed[member.name]}")
             bar.update()
-    results = [studies.read(out / "runs" / m.name, m) for m in members if m.name not in failed]
+    results = [
+        studies.read(runs.read_run(out / "runs" / member.name), member)
+        for member in members
+        if member.name not in failed
+    ]
     if not results:
         raise UserError(f"no run of {out} succeeded: {'; '.join(failed.values())}")
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
@@ -146,7 +150,8 @@ def main(config: Config) -> dict:
     pixels = {}
     for labels, (result, *_) in groups.items():
         words = [*commands[result.member.name], "--data_dir", config.data_dir]
-        pixels[labels] = studies.pixel_probe(parse(SCRIPTS[result.member.method].Config, words))
+        settings = parse(SCRIPTS[result.member.method].Config, words)
+        pixels[labels] = studies.pixel_probe(datasets.load(settings, show_progress=False))
     rows = studies.table(groups, pixels)
     figures = {
         "accuracy_by_labels": accuracies.by_labels(studies.curves(groups), list(groups)),

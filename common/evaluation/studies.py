@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..config import TrainingConfig
-from ..data import datasets
 from ..display import tables
-from ..run import runs
 from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
@@ -53,7 +50,7 @@ class Result:
     """
 
     member: Member
-    run: runs.Run
+    run: Any  # of common.run.runs
     values: dict[str, np.ndarray]
 
 
@@ -90,9 +87,8 @@ def recommendation_of(groups: dict[str, list[Result]], failed: dict[str, str]) -
     return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 
-def read(folder: Path, member: Member) -> Result:
-    """What a finished member found."""
-    run = runs.read_run(folder)
+def read(run: Any, member: Member) -> Result:
+    """What a finished member found; `run` is its `common.run.runs.Run`."""
     with np.load(run.folder / "latents.npz") as arrays:
         labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
         values = {}
@@ -113,9 +109,8 @@ def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray
     return found
 
 
-def pixel_probe(config: TrainingConfig) -> float | None:
-    """Test accuracy of the linear probe on the raw pixels of a run's images; None: too many."""
-    images = datasets.load(config, show_progress=False)
+def pixel_probe(images: Any) -> float | None:
+    """Test accuracy of the linear probe on the raw pixels of a data set; None: too many."""
     if report.pixels_too_large(images):
         return None
     splits = (images.train, images.validation, images.test)

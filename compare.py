@@ -326,8 +326,8 @@ def load_networks(folder: Path, device: torch.device) -> tuple:
     if (folder / "head.safetensors").exists():
         try:
             state = load_file(folder / "head.safetensors")
-            first, last = (nn.Linear(*state[f"{n}.weight"].T.shape) for n in (0, 2))
-            head = nn.Sequential(first, nn.ReLU(), last)
+            kind, last = ("linear", "weight") if "weight" in state else ("mlp", "2.weight")
+            head = models.projection_head(kind, *state[last].T.shape)
             head.load_state_dict(state)
         except models.LOAD_ERRORS as error:
             raise UserError(f"the head in {folder} cannot be loaded ({error})") from None

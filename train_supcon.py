@@ -49,6 +49,7 @@ METHOD = "supcon"
 class Config(TrainingConfig):
     # Model
     encoder: EncoderName = "resnet18"  # its features are the latents
+    head: models.HeadName = "mlp"  # from the features to the embeddings
     projection_dim: PositiveInt = 128  # of the embeddings that the loss compares
     # Loss
     temperature: PositiveFloat = 0.1  # T: a lower one weighs the nearest negatives more
@@ -106,6 +107,7 @@ def main(config: Config) -> dict[str, float]:
         network = models.build(
             lambda: models.SupConNet(
                 models.build_encoder(**architecture),
+                config.head,
                 config.projection_dim,
                 classes if config.cross_entropy_weight else None,
             ),

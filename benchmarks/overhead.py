@@ -64,7 +64,7 @@ def network_of(name: str, encoder: str, channels: int) -> torch.nn.Module:
             models.build_encoder(encoder, **sizes, latent_dim=128), classes=10
         )
     return models.SupConNet(
-        models.build_encoder(encoder, **sizes, latent_dim=None), projection_dim=128
+        models.build_encoder(encoder, **sizes, latent_dim=None), "mlp", projection_dim=128
     )
 
 

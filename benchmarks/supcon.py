@@ -52,7 +52,7 @@ def reference(turn: measure.Turn) -> None:
 
     torch.manual_seed(0)
     sizes = {"channels": 3, "image_size": 32, "width": 64, "blocks": 0, "latent_dim": None}
-    network = SupConNet(build_encoder("resnet18", **sizes), 128)
+    network = SupConNet(build_encoder("resnet18", **sizes), "mlp", 128)
     network = network.to(measure.DEVICE, memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     while True:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from .files import read_json, write, write_json
 DEFAULT_WIDTH = {"cnn": 32, "airbench": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64}
 LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+HeadName = Literal["mlp", "linear"]
 LARGE = 96  # pixels a side, from which on the first layer of a ResNet and airbench has stride 2
 
 
@@ -359,18 +360,31 @@ class JointClassifier(nn.Module):
         return self.classifier(self.encoder(images))
 
 
+def projection_head(head: HeadName, features: int, projection_dim: int) -> nn.Module:
+    """Features (B,D) to projections (B,P): an MLP with one hidden layer of D units, or linear.
+
+    Khosla et al. 2020, section 3.1, name both.
+    """
+    if head == "linear":
+        return nn.Linear(features, projection_dim)
+    return nn.Sequential(
+        nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection_dim)
+    )
+
+
 class SupConNet(nn.Module):
     """Encoder, projection head and perhaps a linear classifier of `classes` beside the head.
 
-    Images (B,C,S,S) to embeddings (B,P), float32, of unit length, and logits (B,K) or None. The
-    head is an MLP with one hidden layer (Khosla et al. 2020, section 3.1).
+    Images (B,C,S,S) to embeddings (B,P), float32, of unit length, and logits (B,K) or None.
     """
 
-    def __init__(self, encoder: nn.Module, projection_dim: int, classes: int | None = None):
+    def __init__(
+        self, encoder: nn.Module, head: HeadName, projection_dim: int, classes: int | None = None
+    ):
         super().__init__()
         dim = encoder.output_dim
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, projection_dim))
+        self.head = projection_head(head, dim, projection_dim)
         self.classifier = nn.Linear(dim, classes) if classes else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import compare
 from common import models
 from common.errors import UserError
 
@@ -163,17 +164,25 @@ def test_a_saved_classifier_comes_back(tmp_path, classifier):
         models.load_classifier(tmp_path)
 
 
-def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient():
+@pytest.mark.parametrize("head", ["mlp", "linear"])
+def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient(head, tmp_path):
     encoder = models.build_encoder(
         "resnet18", channels=1, image_size=16, width=4, blocks=0, latent_dim=None
     )
-    network = models.SupConNet(encoder, 6)
+    network = models.SupConNet(encoder, head, 6)
     embeddings, logits = network(torch.randn(4, 1, 16, 16))
     assert logits is None
     assert embeddings.shape == (4, 6)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(4), atol=1e-6)
     embeddings[:, 0].sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+
+    save(tmp_path)  # and compare.py loads it
+    models.save_weights(tmp_path / "classifier.safetensors", nn.Linear(16, 2))
+    models.save_weights(tmp_path / "head.safetensors", network.head)
+    _, _, loaded = compare.load_networks(tmp_path, torch.device("cpu"))
+    features = torch.randn(3, encoder.output_dim)
+    assert torch.equal(loaded(features), network.head(features))
 
 
 def test_the_joint_network_reads_its_logits_off_the_latents():

@@ -29,7 +29,7 @@ def a_place_of_its_own(tmp_path, monkeypatch):
 
 def make_run(folder: Path, summary: dict, **settings) -> Path:
     folder.mkdir()
-    settings = {"dataset": "mnist", "epochs": 4, **settings}
+    settings = {"dataset": "mnist", "epochs": 4, "evaluate_every": 1, **settings}
     settings = dataclasses.asdict(train_ae.Config(**settings))
     facts = {"method": "ae", "fingerprint": "0" * 64, "device": "a CPU, 2 cores", "threads": 2}
     facts |= {"processes": 1, "python": "3", "torch": "2", "commit": "abc", "mixed_precision": "no"}

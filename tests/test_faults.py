@@ -198,7 +198,7 @@ train_joint.main(parse(train_joint.Config))
 """
 
 
-STEPS = [0, 3, 6, 8, 8, 9, 12, 15, 16, 16]  # of the rows of a run of train_joint.py
+STEPS = [0, 3, 6, 8, 8, 9, 12, 15, 16, 16, 16]  # of the rows of a run of train_joint.py
 
 
 def test_two_processes_stop_together(tmp_path, capsys):

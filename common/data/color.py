@@ -75,9 +75,9 @@ def adjust_hue_(images: Tensor, hue_shift: Tensor) -> Tensor:
     hue.sub_(hue.round())  # in [-1/2,1/2]
     # chroma6 * clamp(.., 1/6, 1/3) is d * clamp(.., 1, 2); its 1 goes into the first term
     low, high = smallest - chroma, largest + chroma
-    torch.addcmul(high, chroma6, hue.abs().clamp_(1 / 6, 1 / 3), value=-1, out=red)
-    torch.addcmul(low, chroma6, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=green)
-    torch.addcmul(low, chroma6, hue.sub_(1 / 6).abs_().clamp_(1 / 6, 1 / 3), out=blue)
+    red.copy_(high).addcmul_(chroma6, hue.abs().clamp_(1 / 6, 1 / 3), value=-1)
+    green.copy_(low).addcmul_(chroma6, (hue + 1 / 6).abs_().clamp_(1 / 6, 1 / 3))
+    blue.copy_(low).addcmul_(chroma6, hue.sub_(1 / 6).abs_().clamp_(1 / 6, 1 / 3))
     return images.clamp_(0, 1)  # rounding exceeds [0,1] by 1e-7
 
 

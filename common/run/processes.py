@@ -4,7 +4,6 @@ import contextlib
 import sys
 import threading
 import time
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -53,15 +52,15 @@ class Processes:
                 self._wait_for(rank, name)
 
     def _wait_for(self, rank: int, name: str) -> None:
-        beats, heard = -1, time.monotonic()
+        beats, heard, pause = -1, time.monotonic(), 0.001
         while True:
             try:
-                with contextlib.suppress(dist.DistStoreError):  # not there yet
-                    self._store.wait([f"{name}: {rank}"], timedelta(seconds=1))
+                if self._store.check([f"{name}: {rank}"]):
                     return
                 now = self._store.add(f"beats: {rank}", 0)
             except dist.DistNetworkError:  # the store was in a process that has ended
                 self._stop(f"the connection to process {rank} is lost")
+            time.sleep(pause := min(2 * pause, 0.5))
             if now != beats:
                 beats, heard = now, time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:

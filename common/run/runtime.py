@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib.metadata import version
@@ -194,6 +195,8 @@ def compile_step(compute: Callable, accelerator: Accelerator) -> Callable:
     """
     is_one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
     mode = "reduce-overhead" if is_one_gpu else "default"
+    # torch 2.14's compiler about itself
+    warnings.filterwarnings("ignore", ".*_prims_common.check", FutureWarning)
     return torch.compile(compute, dynamic=False, mode=mode)
 
 

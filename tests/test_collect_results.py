@@ -14,6 +14,7 @@ import train_ae
 import train_joint
 from common.config import parse
 from common.errors import UserError
+from common.run.sampling import with_epochs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import collect_results
@@ -148,7 +149,8 @@ def test_cross_entropy_alone_is_a_baseline_and_not_the_joint_method(tmp_path):
     for weight, reached in ((1.0, 0.8), (0.0, 0.9)):
         summary = {"val/accuracy": reached, "test/accuracy": reached}
         folder = make_run(tmp_path / str(weight), summary, dataset="folder")
-        settings = dataclasses.asdict(train_joint.Config(dataset="folder", mae_weight=weight))
+        settings = train_joint.Config(dataset="folder", mae_weight=weight, epochs=4)
+        settings = dataclasses.asdict(settings)
         config = json.loads((folder / "config.json").read_text())
         config["facts"] |= {"method": "joint", "fingerprint": copy}
         (folder / "config.json").write_text(json.dumps(config | {"settings": settings}))
@@ -179,7 +181,7 @@ def test_a_run_from_before_a_flag_existed_had_its_default(tmp_path):
 def test_the_command_of_a_row_gives_its_settings_again(tmp_path):
     folder = make_run(tmp_path / "run", {}, epochs=3, flip=True, learning_rate=0.5)
     args = collect_results.command(collect_results.read_run(folder)).split()
-    config = parse(train_ae.Config, args[2:])
+    config = with_epochs(parse(train_ae.Config, args[2:]), steps_per_epoch=100)
     stored = json.loads((folder / "config.json").read_text())["settings"]
     assert dataclasses.asdict(config) == stored
 

@@ -81,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. `UserError` where it is missing, unreadable or no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # as Windows saves it
+        return json.loads(Path(path).read_text("utf-8").removeprefix("\ufeff"))  # Windows's mark
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -243,7 +243,7 @@ def test_skipped_steps_reach_the_rows(tmp_path, monkeypatch):
     """A real scaler, on the CPU, whose first scale is so large that three steps overflow."""
     started = runtime.start
 
-    def start(precision, seed):
+    def start(precision, seed, resume):
         accelerator = started("no", seed)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         return accelerator
@@ -317,7 +317,7 @@ def test_each_kind_of_bad_image_is_used_or_named(monkeypatch):
         "text named .png": "text.png (no image format that Pillow knows)",
         "20000×20000": "bomb.png (Image size (400000000 pixels) exceeds limit",
         "broken link": "link.png (broken link)",
-        "link to the folder above": "upwards (no regular file)",
+        "link to the folder above": "upwards (a link to a folder)",
         "pipe": "pipe.png (no regular file)",
         "unreadable by permission": "forbidden.png (Permission denied)",
     }

@@ -269,9 +269,9 @@ def test_epochs_of_a_step_share_their_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_last", save)
     words = ["--limit_train=32", "--epochs=45", "--evaluate_every=30", "--test=False"]
     run("joint", tmp_path / "run", *words, "--log_every=1000")
-    assert saved == [0, 20, 30, 45]  # after 20 steps, and where it is evaluated
+    assert saved == [0, 20, 30, 40, 45]  # every 20 steps, and where it is evaluated
     rows = [row["step"] for row in rows_of(tmp_path / "run") if "train/loss" in row]
-    assert rows == [20, 30, 45]
+    assert rows == [20, 30, 40, 45]
 
 
 def test_with_few_labels_only_autoencoder_and_simclr_learn_from_the_others(straight, tmp_path):

@@ -1,0 +1,281 @@
+"""What helps an encoder to learn in a short training: one change at a time, judged on validation.
+
+    python benchmarks/tries.py run --data_dir data/cifar10-images --method supcon --head linear
+    python benchmarks/tries.py show                         benchmarks/tries.jsonl as a table
+
+A try trains with the parts of the scripts and, beside them, with ideas from the literature that the
+scripts do not have. Its settings and figures become a row of --out. Test images are never seen.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import models, optimizers
+from common.config import DatasetName, EncoderName, OptimizerName, parse
+from common.data import augmentation, datasets
+from common.data.philox import Random
+from common.evaluation import geometry, probes, report
+from common.losses import reconstruction_loss
+from common.run import runtime
+
+ROWS = Path(__file__).with_name("tries.jsonl")
+MEASURED = ("linear", "own", "class_mean", "mse_of_pca")  # accuracies, and a ratio of errors
+
+
+@dataclass(frozen=True)
+class Config:
+    method: Literal["joint", "supcon", "ae"] = "supcon"
+    # Data
+    dataset: DatasetName = "folder"
+    data_dir: str = "data/cifar10-images"
+    image_size: int = 32
+    limit_train: int | None = None
+    labels_per_class: int | None = None
+    skip_unreadable: bool = False
+    labels: str | None = None
+    white: float | None = None
+    test: bool = False
+    augment: augmentation.Kind = "crop_flip"
+    flip: bool = True
+    # Model
+    encoder: EncoderName = "airbench"
+    width: int = 16
+    blocks: int = 0
+    latent_dim: int = 128  # of joint and ae
+    head: Literal["mlp", "linear", "none"] = "mlp"  # of supcon
+    pca: bool = False  # ae: a linear autoencoder beside the network, which begins as PCA
+    # Loss
+    views: int = 1
+    temperature: float = 0.1
+    centers: float = 0.0  # weight of learned class centers as further columns of the softmax
+    queue: int = 0  # this many embeddings of former steps as further columns
+    sincere: bool = False  # the other positives leave the denominator
+    cross_entropy_weight: float = 0.0
+    label_smoothing: float = 0.1  # of joint
+    noise: float = 0.0  # ae: standard deviation of what is added to the input, not to the target
+    # Optimization
+    epochs: int = 4
+    batch_size: int = 500
+    optimizer: OptimizerName = "muon"
+    learning_rate: float = 0.2
+    adamw_learning_rate: float = 0.005
+    weight_decay: float = 1e-4
+    lookahead: float = 0.0  # decay of the average that the weights return to every five steps
+    grow: bool = False  # smaller images in the first 60 % of the steps
+    seed: int = 0
+    out: str = str(ROWS)
+
+
+class WithPCA(nn.Module):
+    """An autoencoder with a linear one beside it, whose sum is PCA before the first step."""
+
+    def __init__(self, network: models.Autoencoder, pca: geometry.PCA):
+        super().__init__()
+        self.network = network
+        self.mean = nn.Parameter(2 * pca.mean - 1)  # images live in [-1,1] here, not in [0,1]
+        self.components = nn.Parameter(pca.components.clone())  # (D,P)
+        transposed = [m for m in network.decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
+        for layer in (network.encoder.to_latent, transposed[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def encoder(self, images: Tensor) -> Tensor:
+        return (images.flatten(1) - self.mean) @ self.components.T + self.network.encoder(images)
+
+    def decoder(self, latents: Tensor) -> Tensor:
+        residual = self.network.decoder(latents)  # in [-1,1]
+        return (self.mean + latents @ self.components).view_as(residual) + residual
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images))
+
+
+class Contrastive:
+    """The supervised contrastive loss with the variants that are tried; pairs as one matrix."""
+
+    def __init__(self, config: Config, dim: int):
+        self.config = config
+        self.queue, self.queue_labels = torch.zeros(0, dim), torch.zeros(0, dtype=torch.long)
+
+    def __call__(self, embeddings: Tensor, labels: Tensor, centers: Tensor | None) -> Tensor:
+        """Embeddings (B,P) of unit length, labels (B,), centers (K,P) or None; a scalar."""
+        config = self.config
+        others = torch.cat([embeddings, self.queue])
+        same = labels[:, None] == torch.cat([labels, self.queue_labels])
+        itself = torch.zeros_like(same)
+        itself[:, : len(labels)].fill_diagonal_(True)
+        similarity = (embeddings @ others.T / config.temperature).masked_fill(itself, -torch.inf)
+        if config.sincere:
+            negatives = similarity.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+            log = similarity - torch.logaddexp(similarity, negatives)
+        else:
+            log = similarity - similarity.logsumexp(1, keepdim=True)
+        counts = (same & ~itself).sum(1)
+        per_anchor = -torch.where(same & ~itself, log, 0).sum(1) / counts.clamp(min=1)
+        loss = per_anchor.sum() / (counts > 0).sum().clamp(min=1)
+        if centers is not None:
+            to_centers = embeddings @ F.normalize(centers, dim=1).T / config.temperature
+            columns = torch.cat([to_centers, similarity], dim=1)
+            loss = loss * (1 - config.centers) + config.centers * F.cross_entropy(columns, labels)
+        if config.queue:
+            self.queue = torch.cat([embeddings.detach(), self.queue])[: config.queue]
+            self.queue_labels = torch.cat([labels, self.queue_labels])[: config.queue]
+        return loss
+
+
+def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models.Preprocess]:
+    """The network of a try and what normalizes its input."""
+    torch.manual_seed(config.seed)
+    classes = len(images.class_names)
+    sizes = {name: getattr(config, name) for name in ("image_size", "width", "blocks")}
+    sizes["channels"] = images.channels
+    mean, std = images.mean, images.std
+    if config.method == "ae":
+        mean = std = (0.5,) * images.channels
+        network = models.build_autoencoder(config.encoder, **sizes, latent_dim=config.latent_dim)
+    elif config.method == "joint":
+        encoder = models.build_encoder(config.encoder, **sizes, latent_dim=config.latent_dim)
+        network = models.JointClassifier(encoder, classes)
+    else:
+        encoder = models.build_encoder(config.encoder, **sizes, latent_dim=None)
+        head = "mlp" if config.head == "none" else config.head
+        dim = 128 if config.head != "none" else encoder.output_dim
+        with_classifier = classes if config.cross_entropy_weight else None
+        network = models.SupConNet(encoder, head, dim, with_classifier)
+        network.head = nn.Identity() if config.head == "none" else network.head
+        network.centers = nn.Parameter(torch.randn(classes, dim)) if config.centers else None
+    preprocess = models.Preprocess(mean, std)
+    models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
+    if config.pca:
+        pca, why_not = report.fit_pca(images.train, config.latent_dim)
+        if pca is None:
+            raise SystemExit(f"PCA is left out: {why_not}")
+        network = WithPCA(network, pca)
+    return network, preprocess
+
+
+def train(config: Config, network: nn.Module, preprocess: nn.Module, images) -> None:
+    learned = images.train
+    optimizer = optimizers.build(config, network)
+    steps = len(learned) // config.batch_size
+    total = steps * config.epochs
+    generator = torch.Generator().manual_seed(config.seed)
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    contrastive = None
+    for epoch in range(config.epochs):
+        network.train()
+        order = torch.randperm(len(learned), generator=generator)
+        for k, indices in enumerate(order[: steps * config.batch_size].split(config.batch_size)):
+            step = epoch * steps + k
+            randoms = [Random(indices, config.seed, epoch, view) for view in range(config.views)]
+            batch, labels = learned.images(indices), learned.labels[indices].repeat(config.views)
+            inputs = torch.cat(
+                [
+                    preprocess(augmentation.augment(batch, random, config.augment, config.flip))
+                    for random in randoms
+                ]
+            )
+            if config.grow and step < 0.6 * total:
+                side = config.image_size * (5 if step < 0.3 * total else 6) // 8
+                inputs = F.interpolate(inputs, (side, side), mode="bilinear", antialias=True)
+            share = optimizers.schedule("linear", step, total, warmup_steps=0)
+            optimizers.set_learning_rate(optimizer, share)
+            if config.method == "ae":
+                noise = config.noise * torch.randn(inputs.shape, generator=generator)
+                loss = reconstruction_loss(network(inputs + noise), inputs, alpha=0.5)
+            elif config.method == "joint":
+                smoothing = config.label_smoothing
+                loss = F.cross_entropy(network(inputs), labels, label_smoothing=smoothing)
+            else:
+                embeddings, logits = network(inputs)
+                contrastive = contrastive or Contrastive(config, embeddings.shape[1])
+                loss = contrastive(embeddings, labels, network.centers)
+                if logits is not None:
+                    loss = loss + config.cross_entropy_weight * F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            if config.lookahead and (step + 1) % 5 == 0:  # Zhang et al. 2019, as in airbench
+                decay, state = config.lookahead**5 * ((step + 1) / total) ** 3, network.state_dict()
+                for name, value in average.items():
+                    if value.is_floating_point():
+                        value.lerp_(state[name], 1 - decay)
+                        state[name].copy_(value)
+        print(f"epoch {epoch + 1}/{config.epochs}: loss {loss.item():.4f}", flush=True)
+
+
+@torch.no_grad()
+def measure(config: Config, network: nn.Module, preprocess: nn.Module, images) -> dict[str, float]:
+    """Accuracies on validation, and the error of an autoencoder as a multiple of PCA's."""
+    network.eval()
+    blocks = [
+        torch.cat([network.encoder(preprocess(batch)) for batch in split.blocks()])
+        for split in (images.train, images.validation)
+    ]
+    labels = images.train.labels, images.validation.labels
+    latents = probes.Latents(blocks[0], labels[0], blocks[1], labels[1])
+    found = {"linear": probes.fit_linear(latents, len(images.class_names)).accuracy}
+    if hasattr(network, "classifier") and network.classifier is not None:
+        logits = network.classifier(latents.validation)
+        found["own"] = probes.accuracy(logits.argmax(1), labels[1])
+    if config.method == "supcon":
+        projected = latents.projected(network.head)
+        nearest = report.scores.nearest_class_mean(projected.train, labels[0], projected.validation)
+        found["class_mean"] = probes.accuracy(nearest, labels[1])
+    if config.method == "ae":
+        pca, _ = report.fit_pca(images.train, config.latent_dim)
+        errors = report.autoencoder_errors(network, preprocess, images.validation, "val")
+        found["mse_of_pca"] = errors["val/mse"] / report.pca_errors(pca, images.validation)["mse"]
+    return found
+
+
+def run(config: Config) -> None:
+    accelerator = runtime.start("no", config.seed)
+    images = datasets.load(config, show_progress=False)
+    network, preprocess = build(config, images)
+    wall, cpu = time.perf_counter(), time.process_time()
+    train(config, network, preprocess, images)
+    row = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    row |= measure(config, network, preprocess, images)
+    facts = {k: runtime.facts(accelerator)[k] for k in ("commit", "torch", "device", "threads")}
+    with open(config.out, "a") as file:
+        file.write(json.dumps({**asdict(config), **row, "facts": facts}) + "\n")
+    print(", ".join(f"{name} {row[name]:.4f}" for name in MEASURED if name in row))
+
+
+def show(path: Path) -> None:
+    """A Markdown table of all tries: what differs from the defaults, and what was measured."""
+    defaults = {field.name: field.default for field in fields(Config)}
+    print("| change | seed | linear probe | own classifier | class mean | MSE / PCA's | CPU s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        words = [
+            f"{name} {row[name]}"
+            for name, default in defaults.items()
+            if row.get(name, default) != default and name not in ("seed", "data_dir", "out")
+        ]
+        cells = [f"{row[name]:.4f}" if name in row else "–" for name in MEASURED]
+        change = ", ".join(words) or "none (supcon)"
+        print(f"| {change} | {row['seed']} | {' | '.join(cells)} | {row['cpu_seconds']:.0f} |")
+
+
+if __name__ == "__main__":
+    command, *words = sys.argv[1:] or ["show"]
+    if command == "run":
+        run(parse(Config, words))
+    else:
+        show(Path(words[0]) if words else ROWS)

@@ -108,7 +108,7 @@ def main(config: Config) -> dict[str, float]:
             return models.build(lambda: models.MLPClassifier(*sizes), "--hidden_dim")
 
         new_classifier()  # it fits, or the training need not begin
-        optimizer = optimizers.build(config, network)
+        optimizer = optimizers.build(config, network, session.accelerator.scaler)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)

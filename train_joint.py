@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, float]:
         )
         preprocess = models.Preprocess(images.mean, images.std).to(session.device)
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
-        optimizer = optimizers.build(config, network)
+        optimizer = optimizers.build(config, network, session.accelerator.scaler)
         model, optimizer = session.prepare(network, optimizer, images, learned)  # resumes
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)

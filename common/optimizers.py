@@ -39,20 +39,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = share * group["initial_lr"]
 
 
-def build(config: Any, network: nn.Module) -> torch.optim.Optimizer:
+def build(config: Any, network: nn.Module, scaler: Any = None) -> torch.optim.Optimizer:
     """The optimizer for all parameters of a network that learn.
 
     `config` has `optimizer` (sgd with Nesterov momentum 0.9, adamw or muon), `learning_rate`,
     `weight_decay` and `adamw_learning_rate`. Muon trains the weights in front of a batch norm,
     which are those of layers without a bias, and AdamW the others; the last two are then AdamW's.
-    All are fused: few kernels, which leave out a step where fp16's scaler has found an overflow.
+    All are fused: few kernels, which leave out a step where fp16's `scaler`, if there is one, has
+    found an overflow.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     rate = config.learning_rate
     kwargs: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, **kwargs)
-        optimizer.register_step_pre_hook(_start_momentum)
+        if scaler is not None:
+            optimizer.register_step_pre_hook(_start_momentum)
     elif config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(parameters, rate, **kwargs)
     else:

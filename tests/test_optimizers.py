@@ -40,9 +40,9 @@ def network() -> nn.Module:
     return models.JointClassifier(encoder, 3)
 
 
-def build(name: str, module: nn.Module) -> torch.optim.Optimizer:
+def build(name: str, module: nn.Module, scaler=None) -> torch.optim.Optimizer:
     rates = {"learning_rate": 0.2, "adamw_learning_rate": 0.003, "weight_decay": 0.01}
-    return optimizers.build(SimpleNamespace(optimizer=name, **rates), module)
+    return optimizers.build(SimpleNamespace(optimizer=name, **rates), module, scaler)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
@@ -120,7 +120,7 @@ def test_a_step_that_overflows_is_left_out_whole_even_the_first(name):
     first = network()
     second = copy.deepcopy(first)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    scaled = AcceleratedOptimizer(build(name, first), scaler=scaler)
+    scaled = AcceleratedOptimizer(build(name, first, scaler), scaler=scaler)
     plain = build(name, second)
     noise = [torch.full_like(p, 7e7) for p in first.parameters()]  # for memory that nobody fills
     del noise

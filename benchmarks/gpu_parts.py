@@ -29,7 +29,6 @@ MODES = {
     "fp16": ["--precision", "fp16"],
     "compiled": ["--compile", "True"],
 }
-SYNC_STEPS = range(8, 24)  # those in which nothing may wait for the GPU
 LEFT_OUT = "left out"  # the status of a part that lacks its data; the next call asks again
 
 
@@ -101,15 +100,7 @@ def sync(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import importlib
 
     script = importlib.import_module(f"train_{method}")
-    os.environ["LATENT_SYNC_DEBUG"] = "1"
-    schedule, is_gpu = script.optimizers.schedule, not measure.IS_CPU
-
-    def at_each_step(kind: str, step: int, *others: Any) -> float:
-        if is_gpu:
-            torch.cuda.set_sync_debug_mode("error" if step in SYNC_STEPS else "default")
-        return schedule(kind, step, *others)
-
-    script.optimizers.schedule = at_each_step
+    os.environ["CHECK_WAITING"] = "1"  # common.run.runtime.forbid_waiting
     words = [*METHODS[method], "--epochs", "3", "--log_every", "1000", "--batch_size", "32"]
     words += ["--tracking", "disabled", "--tsne_images", "100", "--test", "False"]
     words += ["--width", "8"] if arguments.small else []
@@ -117,7 +108,7 @@ def sync(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from common.config import parse
 
     script.main(parse(script.Config, [*words, "--run_dir", str(folder)]))
-    return {"steps": len(SYNC_STEPS), "checked": is_gpu}
+    return {"checked": not measure.IS_CPU}
 
 
 # ----------------------------------------------------------------------------------- How fast?

@@ -59,7 +59,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images / 255 if images.dtype == torch.uint8 else images
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
         return (images - self.mean) / self.std
 
     def invert(self, normalized: Tensor) -> Tensor:

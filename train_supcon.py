@@ -49,8 +49,10 @@ METHOD = "supcon"
 class Config(TrainingConfig):
     # Model
     encoder: EncoderName = "resnet18"  # its features are the latents
-    head: models.HeadName = "mlp"  # from the features to the embeddings
-    projection_dim: PositiveInt = 128  # of the embeddings that the loss compares
+    head: models.HeadName = (
+        "mlp"  # from features to embeddings; none: for short trainings
+    )
+    projection_dim: PositiveInt = 128  # of the embeddings that the loss compares, behind a head
     # Loss
     temperature: PositiveFloat = 0.1  # T: a lower one weighs the nearest negatives more
     supervised: bool = True  # False: only views of one image are positives (SimCLR)

@@ -22,7 +22,7 @@ from .files import read_json, write, write_json
 DEFAULT_WIDTH = {"cnn": 32, "airbench": 64, "resnet18": 64, "resnet34": 64, "resnet50": 64}
 LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
 RESNET_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-HeadName = Literal["mlp", "linear"]
+HeadName = Literal["mlp", "linear", "none"]
 LARGE = 96  # pixels a side, from which on the first layer of a ResNet and airbench has stride 2
 
 
@@ -363,8 +363,10 @@ class JointClassifier(nn.Module):
 def projection_head(head: HeadName, features: int, projection_dim: int) -> nn.Module:
     """Features (B,D) to projections (B,P): an MLP with one hidden layer of D units, or linear.
 
-    Khosla et al. 2020, section 3.1, name both.
+    Khosla et al. 2020, section 3.1, name both. "none" leaves the features as they are: P is D.
     """
+    if head == "none":
+        return nn.Identity()
     if head == "linear":
         return nn.Linear(features, projection_dim)
     return nn.Sequential(

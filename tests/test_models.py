@@ -164,7 +164,7 @@ def test_a_saved_classifier_comes_back(tmp_path, classifier):
         models.load_classifier(tmp_path)
 
 
-@pytest.mark.parametrize("head", ["mlp", "linear"])
+@pytest.mark.parametrize("head", ["mlp", "linear", "none"])
 def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient(head, tmp_path):
     encoder = models.build_encoder(
         "resnet18", channels=1, image_size=16, width=4, blocks=0, latent_dim=None
@@ -172,7 +172,7 @@ def test_the_projection_is_of_unit_length_and_every_parameter_gets_a_gradient(he
     network = models.SupConNet(encoder, head, 6)
     embeddings, logits = network(torch.randn(4, 1, 16, 16))
     assert logits is None
-    assert embeddings.shape == (4, 6)
+    assert embeddings.shape == (4, 32 if head == "none" else 6)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(4), atol=1e-6)
     embeddings[:, 0].sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in network.parameters())

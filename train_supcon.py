@@ -49,9 +49,7 @@ METHOD = "supcon"
 class Config(TrainingConfig):
     # Model
     encoder: EncoderName = "resnet18"  # its features are the latents
-    head: models.HeadName = (
-        "mlp"  # from features to embeddings; none: for short trainings
-    )
+    head: models.HeadName = "mlp"  # from features to embeddings; none: for short trainings
     projection_dim: PositiveInt = 128  # of the embeddings that the loss compares, behind a head
     # Loss
     temperature: PositiveFloat = 0.1  # T: a lower one weighs the nearest negatives more

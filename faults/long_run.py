@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -57,15 +59,20 @@ def main(methods: list[str], epochs: int, tracking: str, words: list[str]) -> li
 def watch(method: str, words: list[str], place: Path) -> None:
     """Run a script; write down what it holds whenever it saves, which is once per epoch."""
     script, _ = SCRIPTS[method]
-    save_last, seen, seconds = checkpoints.save_last, [], []
+    save_last, start, seen, seconds = checkpoints.save_last, checkpoints.Writer.start, [], []
 
-    def save(folder: Path, state: dict) -> None:
-        seen.append(held())
+    def timed(folder: Path, state: dict) -> None:
         started = time.perf_counter()
         save_last(folder, state)
         seconds.append(time.perf_counter() - started)
 
-    checkpoints.save_last = save
+    def starting(writer: checkpoints.Writer, write: Callable, *words: Any) -> None:
+        if write is timed:
+            writer.wait()  # nothing else is going on when memory is read
+            seen.append(held())
+        start(writer, write, *words)
+
+    checkpoints.save_last, checkpoints.Writer.start = timed, starting
     script.main(parse(script.Config, words))
     rows = read_rows(place / "run/metrics.jsonl")
     steps = max(row["step"] for row in rows if "train/learning_rate" in row)

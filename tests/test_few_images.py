@@ -72,9 +72,9 @@ def test_balance_draws_the_rare_class_as_often(tmp_path, unbalanced, monkeypatch
     original = session.Session.batches
 
     def batches(self):
-        for step, positions in original(self):
+        for step, positions, batch in original(self):
             seen.append(positions)
-            yield step, positions
+            yield step, positions, batch
 
     monkeypatch.setattr(session.Session, "batches", batches)
     for balance in (False, True):

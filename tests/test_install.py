@@ -18,7 +18,6 @@ BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"  # as p
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel made of a copy of the repository, since a build leaves files beside the sources."""
-    pytest.importorskip("setuptools", minversion="77")
     import subprocess
 
     source = tmp_path_factory.mktemp("source")

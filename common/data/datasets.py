@@ -216,24 +216,26 @@ def split_data(
         UserError: too few images to split, or fewer than `labels_per_class` of some class.
     """
     train_images, train_labels = arrays.train_images, arrays.train_labels
-    test_images, test_labels = arrays.test_images, arrays.test_labels
-    validation_images, validation_labels = arrays.validation_images, arrays.validation_labels
     labelled, unlabelled = (
         np.flatnonzero(is_it) for is_it in (train_labels >= 0, train_labels < 0)
     )
     order = labelled[stratified_order(train_labels[labelled], SPLIT_SEED)]
-    if test_images is None:
-        count = max(1, round(TEST_FRACTION * len(order)))
-        test_images, test_labels = train_images, train_labels
-        test_rows, order = hold_out(order, count, arrays.groups)
-    else:
-        test_rows = np.arange(len(test_labels))
-    if validation_images is None:
-        count = max(1, round(VALIDATION_FRACTION * len(order)))
-        validation_images, validation_labels = train_images, train_labels
-        validation_rows, order = hold_out(order, count, arrays.groups)
-    else:
-        validation_rows = np.arange(len(validation_labels))
+
+    def part(images: np.ndarray | None, labels: np.ndarray | None, fraction: float) -> tuple:
+        """Images, labels and rows of a part: its own, or held out of what is left of `order`."""
+        nonlocal order
+        if images is not None:
+            return images, labels, np.arange(len(labels))
+        count = max(1, round(fraction * len(order)))
+        held, order = hold_out(order, count, arrays.groups)
+        return train_images, train_labels, held
+
+    test_images, test_labels, test_rows = part(
+        arrays.test_images, arrays.test_labels, TEST_FRACTION
+    )
+    validation_images, validation_labels, validation_rows = part(
+        arrays.validation_images, arrays.validation_labels, VALIDATION_FRACTION
+    )
     if len(order) < 2:
         groups = "" if arrays.groups is None else f" in {len(np.unique(arrays.groups))} groups"
         raise UserError(f"{len(labelled)} images{groups} are too few to hold some out; add images")

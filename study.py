@@ -106,16 +106,17 @@ def main(config: Config) -> dict:
         for method in config.methods
     ]
     with made(out):
-        commands = plan(config, out, members)
+        planned = plan(config, out, members)
+    flags = {name: [*words, "--data_dir", config.data_dir] for name, words in planned.items()}
 
     # ---------------------------------------------------------------- Runs
     failed = {}
     with console.progress(len(members), "runs", is_main=True) as bar:
         for member in members:
             bar.set_description(member.name)
-            words = [*commands[member.name], "--data_dir", config.data_dir]
+            words = [*flags[member.name], "--tracking", config.tracking]
             try:
-                train(out, member.method, [*words, "--tracking", config.tracking], member.name)
+                train(out, member.method, words, member.name)
             except Exception as error:  # whatever it is, the others can be compared
                 if not isinstance(error, UserError):
                     traceback.print_exc()
@@ -149,8 +150,7 @@ def main(config: Config) -> dict:
     folder = emptied(out / "report", "results.json")
     pixels = {}
     for labels, (result, *_) in groups.items():
-        words = [*commands[result.member.name], "--data_dir", config.data_dir]
-        settings = parse(SCRIPTS[result.member.method].Config, words)
+        settings = parse(SCRIPTS[result.member.method].Config, flags[result.member.name])
         pixels[labels] = studies.pixel_probe(datasets.load(settings, show_progress=False))
     rows = studies.table(groups, pixels)
     figures = {

@@ -6,10 +6,12 @@
 
 Needs nothing but the repository and what requirements.txt names. Each part is a process of its own
 with a time limit; what it found, or its error, is a line of --out at once. The same command again
-does the parts that are missing, then those that failed. Trainings that were stopped go on.
+does the parts that are missing, then those that failed. Trainings that were stopped go on. Parts
+that measure no time run several at once.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -66,6 +69,7 @@ class Part:
     name: str
     do: Callable[[argparse.Namespace], dict[str, Any]]
     seconds: float
+    is_timed: bool = True  # so nothing runs beside it
 
 
 def parts(small: bool) -> list[Part]:
@@ -74,8 +78,9 @@ def parts(small: bool) -> list[Part]:
     for method in METHODS:
         for mode in ["no"] if small else MODES:  # the others are slow on a CPU, or refused
             do = functools.partial(gpu_parts.smoke, method, mode)
-            found.append(Part(f"smoke {method} {mode}", do, 150 if mode == "compiled" else 90))
-        found.append(Part(f"sync {method}", functools.partial(gpu_parts.sync, method), 60))
+            found.append(Part(f"smoke {method} {mode}", do, 150, is_timed=False))
+        do = functools.partial(gpu_parts.sync, method)
+        found.append(Part(f"sync {method}", do, 100, is_timed=False))
     for step in STEPS[3:4] if small else STEPS:
         name = f"step {step[0]} {step[1]} {step[3]}"
         found.append(Part(name, functools.partial(gpu_parts.steps, *step), 150))
@@ -94,6 +99,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=measure.ROOT / "runs/gpu", help="run folders")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, at most")
     parser.add_argument("--patience", type=float, default=1.0, help="times each part's limit")
+    parser.add_argument("--jobs", type=int, default=min(6, -(-os.cpu_count() // 4)))
     parser.add_argument("--only", nargs="+", default=[""], help="parts whose names begin so")
     parser.add_argument("--small", action="store_true", help="a small form, for a CPU")
     parser.add_argument("--do", help=argparse.SUPPRESS)  # one part, in this process
@@ -115,15 +121,24 @@ def main() -> int:
     status = read(arguments.out)
     missing = [part for part in wanted if part.name not in status]
     failed = [part for part in wanted if status.get(part.name, "ok") != "ok"]
-    for part in missing + failed:
+
+    def take(part: Part) -> None:
         left = ends - time.monotonic() - GRACE
         if left < 10:
             print(f"{part.name}: no time is left; the same command again goes on here")
-            break
+            return
         line = carry_out(part, min(arguments.patience * part.seconds, left), arguments)
-        with arguments.out.open("a", encoding="utf-8") as file:
+        with lock, arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         print(shown(line), flush=True)
+
+    lock = threading.Lock()
+    queue = missing + failed
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(take, [part for part in queue if not part.is_timed]))
+    for part in queue:
+        if part.is_timed:
+            take(part)
     status = read(arguments.out)
     undone = [part.name for part in wanted if status.get(part.name) not in ("ok", LEFT_OUT)]
     print(f"{len(wanted) - len(undone)} of {len(wanted)} parts are done; {arguments.out}")

@@ -1,9 +1,9 @@
 """What the parts of gpu.py do; each returns what it found, as a dictionary for JSON."""
 
 import argparse
+import contextlib
 import functools
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -184,7 +184,8 @@ def augmentation(arguments: argparse.Namespace) -> dict[str, Any]:
     contenders = {"ours": program.ours, "torchvision (PIL)": program.torchvision_pil}
     if not arguments.small:
         contenders["torchvision v2"] = program.torchvision_v2
-        contenders |= {name: getattr(program, name) for name in installed("kornia", "lightly")}
+        peers = installed("kornia.augmentation", "lightly.transforms")
+        contenders |= {name: getattr(program, name) for name in peers}
     return beside_peers(contenders, arguments)
 
 
@@ -194,7 +195,7 @@ def losses(arguments: argparse.Namespace) -> dict[str, Any]:
 
     count = 512 if arguments.small else 2048
     contenders = {"ours": program.ours, "usual form": program.usual}
-    if installed("pytorch_metric_learning") and not arguments.small:
+    if installed("pytorch_metric_learning.losses") and not arguments.small:
         contenders["pytorch-metric-learning"] = program.metric_learning
     found = {name: functools.partial(contend, count) for name, contend in contenders.items()}
     return {"embeddings": count} | beside_peers(found, arguments)
@@ -212,8 +213,14 @@ def beside_peers(contenders: dict[str, Callable], arguments: argparse.Namespace)
     }
 
 
-def installed(*packages: str) -> list[str]:
-    return [name for name in packages if importlib.util.find_spec(name)]
+def installed(*modules: str) -> list[str]:
+    """The packages of those modules that can be imported, with all that they need."""
+    found = []
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+            found.append(module.partition(".")[0])
+    return found
 
 
 # --------------------------------------------------------------------- What do trainings reach?

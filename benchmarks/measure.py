@@ -52,6 +52,7 @@ PACKAGES = (
     *("pytorch-metric-learning", "lightly"),
 )
 Contender = Callable[..., None]
+WARM_UPS = 4  # units: a script compiles its second step, and a GPU's graph comes after that
 
 
 class Finished(BaseException):
@@ -141,7 +142,8 @@ def alternate(
         for name, child in children.items():
             result[name] = Times(threads=child.threads)
             single = units or 1
-            child.go(single)  # allocates, compiles, fills queues
+            for _ in range(1 if units else WARM_UPS):  # allocates, compiles, fills queues
+                child.go(single)
             once = child.go(single)["seconds"] / single
             result[name].units = units or max(1, math.ceil(seconds / max(once, 1e-6)))
         for number in range(rounds):

@@ -102,9 +102,10 @@ def bare(
         rates = {"momentum": 0.9, "nesterov": True}
         rates |= {"lr": 0.1 if name == "joint" else 0.01, "weight_decay": 5e-4}
     kind = torch.optim.SGD if "momentum" in rates else torch.optim.AdamW
-    optimizer = kind(network.to(accelerator.device).parameters(), fused=True, **rates)
+    network = runtime.place(network, accelerator.device)
+    optimizer = kind(network.parameters(), fused=True, **rates)
     model, optimizer = accelerator.prepare(network.train(), optimizer)
-    loss_of_step = torch.compile(loss_of) if compiled else loss_of
+    loss_of_step = runtime.compile_step(loss_of, accelerator) if compiled else loss_of
     while True:
         turn()
         accelerator.backward(loss_of_step(name, model, images, labels))

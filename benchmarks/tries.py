@@ -1,15 +1,22 @@
 """What helps an encoder to learn in a short training: one change at a time, judged on validation.
 
     python benchmarks/tries.py run --data_dir data/cifar10-images --method supcon --head linear
+    python benchmarks/tries.py many tries.txt --workers 6   a try per line of a file, six at a time
     python benchmarks/tries.py show                         benchmarks/tries.jsonl as a table
 
 A try trains with the parts of the scripts and, beside them, with ideas from the literature that the
 scripts do not have. Its settings and figures become a row of --out. Test images are never seen.
+`many` leaves out what has a row already, so the same command goes on where it was stopped.
 """
 
+import argparse
+import functools
 import json
+import multiprocessing
+import shlex
 import sys
 import time
+import traceback
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -73,7 +80,9 @@ class Config:
     adamw_learning_rate: float = 0.005
     weight_decay: float = 1e-4
     lookahead: float = 0.0  # decay of the average that the weights return to every five steps
+    schedule: optimizers.Schedule = "linear"
     grow: bool = False  # smaller images in the first 60 % of the steps
+    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     seed: int = 0
     out: str = str(ROWS)
 
@@ -112,6 +121,8 @@ class Contrastive:
     def __call__(self, embeddings: Tensor, labels: Tensor, centers: Tensor | None) -> Tensor:
         """Embeddings (B,P) of unit length, labels (B,), centers (K,P) or None; a scalar."""
         config = self.config
+        self.queue = self.queue.to(embeddings.device)
+        self.queue_labels = self.queue_labels.to(embeddings.device)
         others = torch.cat([embeddings, self.queue])
         same = labels[:, None] == torch.cat([labels, self.queue_labels])
         itself = torch.zeros_like(same)
@@ -135,6 +146,13 @@ class Contrastive:
         return loss
 
 
+@functools.cache
+def load(dataset: str, data_dir: str, limit: int | None, device: torch.device):
+    """The images of a data set; a worker reads them once for all its tries."""
+    config = Config(dataset=dataset, data_dir=data_dir, limit_train=limit)
+    return datasets.load(config, show_progress=False).to(device)
+
+
 def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models.Preprocess]:
     """The network of a try and what normalizes its input."""
     torch.manual_seed(config.seed)
@@ -156,27 +174,30 @@ def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models
         network = models.SupConNet(encoder, head, dim, with_classifier)
         network.head = nn.Identity() if config.head == "none" else network.head
         network.centers = nn.Parameter(torch.randn(classes, dim)) if config.centers else None
-    preprocess = models.Preprocess(mean, std)
+    device = images.train.labels.device
+    preprocess = models.Preprocess(mean, std).to(device)
+    network = runtime.place(network, device)
     models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
     if config.pca:
         pca, why_not = report.fit_pca(images.train, config.latent_dim)
         if pca is None:
             raise SystemExit(f"PCA is left out: {why_not}")
-        network = WithPCA(network, pca)
+        network = WithPCA(network, pca).to(device)
     return network, preprocess
 
 
-def train(config: Config, network: nn.Module, preprocess: nn.Module, images) -> None:
-    learned = images.train
+def train(config: Config, accelerator, network: nn.Module, preprocess: nn.Module, images) -> None:
+    learned, device = images.train, accelerator.device
     optimizer = optimizers.build(config, network)
     steps = len(learned) // config.batch_size
     total = steps * config.epochs
     generator = torch.Generator().manual_seed(config.seed)
+    noises = torch.Generator(device).manual_seed(config.seed)
     average = {name: value.clone() for name, value in network.state_dict().items()}
     contrastive = None
     for epoch in range(config.epochs):
         network.train()
-        order = torch.randperm(len(learned), generator=generator)
+        order = torch.randperm(len(learned), generator=generator).to(device)
         for k, indices in enumerate(order[: steps * config.batch_size].split(config.batch_size)):
             step = epoch * steps + k
             randoms = [Random(indices, config.seed, epoch, view) for view in range(config.views)]
@@ -190,20 +211,25 @@ def train(config: Config, network: nn.Module, preprocess: nn.Module, images) -> 
             if config.grow and step < 0.6 * total:
                 side = config.image_size * (5 if step < 0.3 * total else 6) // 8
                 inputs = F.interpolate(inputs, (side, side), mode="bilinear", antialias=True)
-            share = optimizers.schedule("linear", step, total, warmup_steps=0)
+            share = optimizers.schedule(config.schedule, step, total, warmup_steps=0)
             optimizers.set_learning_rate(optimizer, share)
+            noise = 0.0
+            if config.noise:
+                noise = config.noise * torch.randn(inputs.shape, generator=noises, device=device)
+            with accelerator.autocast():
+                outputs = network(inputs + noise)
             if config.method == "ae":
-                noise = config.noise * torch.randn(inputs.shape, generator=generator)
-                loss = reconstruction_loss(network(inputs + noise), inputs, alpha=0.5)
+                loss = reconstruction_loss(outputs.float(), inputs, alpha=0.5)
             elif config.method == "joint":
                 smoothing = config.label_smoothing
-                loss = F.cross_entropy(network(inputs), labels, label_smoothing=smoothing)
+                loss = F.cross_entropy(outputs.float(), labels, label_smoothing=smoothing)
             else:
-                embeddings, logits = network(inputs)
+                embeddings, logits = outputs
                 contrastive = contrastive or Contrastive(config, embeddings.shape[1])
-                loss = contrastive(embeddings, labels, network.centers)
+                loss = contrastive(embeddings.float(), labels, network.centers)
                 if logits is not None:
-                    loss = loss + config.cross_entropy_weight * F.cross_entropy(logits, labels)
+                    cross_entropy = F.cross_entropy(logits.float(), labels)
+                    loss = loss + config.cross_entropy_weight * cross_entropy
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -236,46 +262,109 @@ def measure(config: Config, network: nn.Module, preprocess: nn.Module, images) -
         nearest = report.scores.nearest_class_mean(projected.train, labels[0], projected.validation)
         found["class_mean"] = probes.accuracy(nearest, labels[1])
     if config.method == "ae":
+        classifier = models.MLPClassifier(config.latent_dim, 1024, len(images.class_names), 0.1)
+        classifier = classifier.to(labels[0].device)
+        recipe = {"epochs": 20, "batch_size": 256, "learning_rate": 5e-3, "weight_decay": 1e-2}
+        with torch.enable_grad():
+            rows = list(probes.train_classifier(classifier, latents, **recipe, seed=config.seed))
+        found["own"] = max(row["val/accuracy"] for row in rows)  # as train_ae.py, without views
         pca, _ = report.fit_pca(images.train, config.latent_dim)
         errors = report.autoencoder_errors(network, preprocess, images.validation, "val")
         found["mse_of_pca"] = errors["val/mse"] / report.pca_errors(pca, images.validation)["mse"]
     return found
 
 
-def run(config: Config) -> None:
-    accelerator = runtime.start("no", config.seed)
-    images = datasets.load(config, show_progress=False)
+def run(config: Config, at_once: int) -> dict[str, float]:
+    """A try from its settings to its row in --out; so many share the machine."""
+    accelerator = runtime.start(config.precision, config.seed)
+    images = load(config.dataset, config.data_dir, config.limit_train, accelerator.device)
     network, preprocess = build(config, images)
     wall, cpu = time.perf_counter(), time.process_time()
-    train(config, network, preprocess, images)
+    train(config, accelerator, network, preprocess, images)
     row = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
     row |= measure(config, network, preprocess, images)
     facts = {k: runtime.facts(accelerator)[k] for k in ("commit", "torch", "device", "threads")}
+    facts["at_once"] = at_once
     with open(config.out, "a") as file:
         file.write(json.dumps({**asdict(config), **row, "facts": facts}) + "\n")
-    print(", ".join(f"{name} {row[name]:.4f}" for name in MEASURED if name in row))
+    return row
+
+
+def attempt(config: Config, at_once: int, ends: float) -> str:
+    """A try in a worker, told in a line; an error costs the others nothing."""
+    if time.time() > ends:
+        return ""
+    started = time.perf_counter()
+    try:
+        row = run(config, at_once)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{changes(asdict(config))}: {type(error).__name__}: {error}"
+    found = ", ".join(f"{name} {row[name]:.4f}" for name in MEASURED if name in row)
+    seconds = f"{row['wall_seconds']:.0f} of {time.perf_counter() - started:.0f} s"
+    return f"{changes(asdict(config))}, seed {config.seed}: {found} ({seconds})"
+
+
+def many(words: list[str]) -> None:
+    """All tries of a file that have no row yet, in its order, several at a time."""
+    parser = argparse.ArgumentParser("tries.py many")
+    parser.add_argument("file", type=Path, help="flags of a try in each line; # begins a comment")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="no try begins after them")
+    arguments, common_flags = parser.parse_known_args(words)
+    lines = [shlex.split(line, comments=True) for line in arguments.file.read_text().splitlines()]
+    configs = [parse(Config, [*common_flags, *line]) for line in lines if line]
+    ends = time.time() + 60 * arguments.minutes
+    done = [settings(row) for row in read(Path(configs[0].out))]
+    left = [config for config in configs if settings(asdict(config)) not in done]
+    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
+        jobs = [
+            pool.apply_async(attempt, (config, arguments.workers, ends), callback=tell)
+            for config in left
+        ]
+        for job in jobs:
+            job.wait()
+
+
+def tell(line: str) -> None:
+    if line:
+        print(line, flush=True)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def settings(row: dict) -> dict:
+    """What makes a try: all settings but where its data lie and its row goes."""
+    apart = ("data_dir", "out", "precision")
+    return {f.name: row.get(f.name, f.default) for f in fields(Config) if f.name not in apart}
+
+
+def changes(row: dict) -> str:
+    """How a try differs from the defaults."""
+    defaults = settings({})
+    found = settings(row).items()
+    words = [f"{k} {v}" for k, v in found if v != defaults[k] and k != "seed"]
+    return ", ".join(words) or "none (supcon)"
 
 
 def show(path: Path) -> None:
     """A Markdown table of all tries: what differs from the defaults, and what was measured."""
-    defaults = {field.name: field.default for field in fields(Config)}
-    print("| change | seed | linear probe | own classifier | class mean | MSE / PCA's | CPU s |")
+    print("| change | seed | linear probe | own classifier | class mean | MSE / PCA's | s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        words = [
-            f"{name} {row[name]}"
-            for name, default in defaults.items()
-            if row.get(name, default) != default and name not in ("seed", "data_dir", "out")
-        ]
+    for row in read(path):
         cells = [f"{row[name]:.4f}" if name in row else "–" for name in MEASURED]
-        change = ", ".join(words) or "none (supcon)"
-        print(f"| {change} | {row['seed']} | {' | '.join(cells)} | {row['cpu_seconds']:.0f} |")
+        is_cpu = "CPU" in row["facts"]["device"] or "cores" in row["facts"]["device"]
+        seconds = f"{row['cpu_seconds']:.0f} CPU" if is_cpu else f"{row['wall_seconds']:.0f} GPU"
+        print(f"| {changes(row)} | {row['seed']} | {' | '.join(cells)} | {seconds} |")
 
 
 if __name__ == "__main__":
     command, *words = sys.argv[1:] or ["show"]
     if command == "run":
-        run(parse(Config, words))
+        print(attempt(parse(Config, words), 1, float("inf")))
+    elif command == "many":
+        many(words)
     else:
         show(Path(words[0]) if words else ROWS)

@@ -29,6 +29,13 @@ MODES = {
     "fp16": ["--precision", "fp16"],
     "compiled": ["--compile", "True"],
 }
+# Runs the script whose path and flags follow.
+DETERMINISTIC = """
+import runpy, sys, common, torch
+torch.use_deterministic_algorithms(True, warn_only=True)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 LEFT_OUT = "left out"  # the status of a part that lacks its data; the next call asks again
 
 
@@ -36,7 +43,11 @@ LEFT_OUT = "left out"  # the status of a part that lacks its data; the next call
 
 
 def smoke(method: str, mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A script on digits, once straight and once stopped and resumed: the same numbers?"""
+    """A script on digits, once straight and once stopped and resumed: the same numbers?
+
+    With PyTorch's deterministic algorithms: otherwise two runs on a GPU differ by rounding, which a
+    training amplifies, whether one of them was stopped or not.
+    """
     base = arguments.work / f"smoke-{method}-{mode}"
     flags = [*METHODS[method], *MODES.get(mode, ["--precision", mode]), "--log_every", "5"]
     flags += ["--tracking", "disabled", "--tsne_images", "100", "--epochs", "4"]
@@ -44,12 +55,13 @@ def smoke(method: str, mode: str, arguments: argparse.Namespace) -> dict[str, An
         flags += ["--width", "8", "--limit_train", "256", "--batch_size", "32", "--test", "False"]
     elif mode != "bf16":
         flags += ["--test", "False"]  # the evaluation of the test images is tried once
-    script = measure.ROOT / f"train_{method}.py"
+    script = ["-c", DETERMINISTIC, str(measure.ROOT / f"train_{method}.py")]
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     folders, commands = [], []
     for name in ("straight", "stopped"):
         folder = Path(f"{base}-{name}")
         folders.append(Path(f"{folder}-{time.time_ns()}") if folder.exists() else folder)
-        command = [sys.executable, "-W", "ignore", str(script), *flags]
+        command = [sys.executable, "-W", "ignore", *script, *flags]
         commands.append([*command, "--resume", str(folders[-1])])
     straight = subprocess.Popen(commands[0], cwd=measure.ROOT)  # both at once, to save time
     try:
@@ -112,6 +124,22 @@ def sync(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------- How fast?
+
+
+def compile_step(
+    method: str, encoder: str, channels: int, batch: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Compile what `steps` will time, which then finds it in the compiler's cache."""
+    from overhead import bare
+
+    settings = (method, encoder, channels, batch)
+    started = time.perf_counter()
+    contenders = {
+        "script": functools.partial(scripted, *settings, True),
+        "bare": functools.partial(bare, *settings, compiled=True),
+    }
+    measure.alternate(contenders, 0, units=2)
+    return {"compiled_in": round(time.perf_counter() - started)}
 
 
 def steps(

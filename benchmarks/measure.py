@@ -138,6 +138,8 @@ def alternate(
     try:
         for name, contend in contenders.items():
             children[name] = _Child(name, contend)
+        for child in children.values():  # which start side by side
+            child.wait()
         result = {}
         for name, child in children.items():
             result[name] = Times(threads=child.threads)
@@ -163,6 +165,7 @@ def peak_memory(contend: Contender, units: int = 1) -> Times:
     """Run some units in a process that does nothing else; `memory` of the result is the answer."""
     child = _Child("memory", contend)
     try:
+        child.wait()
         told = child.go(units)
         return Times(units, child.threads, told["memory"], [told["seconds"] / units], [])
     finally:
@@ -177,6 +180,9 @@ class _Child:
         self._process = context.Process(target=_contend, args=(other, contend))
         self._process.start()
         other.close()
+
+    def wait(self) -> None:
+        """Until it is ready for its first unit; then it is stopped."""
         self.threads = self._told()["threads"]
         self._signal(signal.SIGSTOP)
 

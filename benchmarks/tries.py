@@ -82,6 +82,7 @@ class Config:
     lookahead: float = 0.0  # decay of the average that the weights return to every five steps
     schedule: optimizers.Schedule = "linear"
     grow: bool = False  # smaller images in the first 60 % of the steps
+    probe: bool = True  # False: leave out the linear probe, to save time
     precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     seed: int = 0
     out: str = str(ROWS)
@@ -253,7 +254,9 @@ def measure(config: Config, network: nn.Module, preprocess: nn.Module, images) -
     ]
     labels = images.train.labels, images.validation.labels
     latents = probes.Latents(blocks[0], labels[0], blocks[1], labels[1])
-    found = {"linear": probes.fit_linear(latents, len(images.class_names)).accuracy}
+    found = {}
+    if config.probe:
+        found["linear"] = probes.fit_linear(latents, len(images.class_names)).accuracy
     if hasattr(network, "classifier") and network.classifier is not None:
         logits = network.classifier(latents.validation)
         found["own"] = probes.accuracy(logits.argmax(1), labels[1])
@@ -282,7 +285,9 @@ def run(config: Config, at_once: int) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     train(config, accelerator, network, preprocess, images)
     row = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    started = time.perf_counter()
     row |= measure(config, network, preprocess, images)
+    row["measuring_seconds"] = time.perf_counter() - started
     facts = {k: runtime.facts(accelerator)[k] for k in ("commit", "torch", "device", "threads")}
     facts["at_once"] = at_once
     with open(config.out, "a") as file:
@@ -337,7 +342,7 @@ def read(path: Path) -> list[dict]:
 
 def settings(row: dict) -> dict:
     """What makes a try: all settings but where its data lie and its row goes."""
-    apart = ("data_dir", "out", "precision")
+    apart = ("data_dir", "out", "precision", "probe")
     return {f.name: row.get(f.name, f.default) for f in fields(Config) if f.name not in apart}
 
 

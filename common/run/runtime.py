@@ -79,7 +79,8 @@ def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
             "ACCELERATE_USE_CPU=true before torchrun (without a launcher: unset WORLD_SIZE)"
         )
     torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = True  # all batches of a training have one shape
+    # all batches of a training have one shape, so the fastest kernels are looked for once
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return accelerator
 
 

@@ -45,7 +45,7 @@ from common.config import (
     White,
     parse,
 )
-from common.data import augmentation, datasets
+from common.data import augmentation, datasets, layout
 from common.display import accuracies, tables
 from common.errors import UserError
 from common.evaluation import studies
@@ -133,12 +133,17 @@ def main(config: Config) -> dict:
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
     groups = {labels: group for labels, group in groups.items() if group}
     *_, largest = groups.values()
+    baselines = {}
+    for labels, (result, *_) in groups.items():
+        settings = parse(SCRIPTS[result.member.method].Config, flags[result.member.name])
+        images = datasets.load(settings, show_progress=False)
+        baselines[labels] = studies.baselines_of(images, config.latent_dim)
 
     # ---------------------------------------------------------------- Comparison
     def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
         for result in largest:
             result.values["robust"] = robust[result.run.folder]
-        return studies.recommendation_of(groups, failed)
+        return studies.recommendation_of(groups, baselines, failed)
 
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
@@ -148,11 +153,7 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Files
     folder = emptied(out / "report", "results.json")
-    pixels = {}
-    for labels, (result, *_) in groups.items():
-        settings = parse(SCRIPTS[result.member.method].Config, flags[result.member.name])
-        pixels[labels] = studies.pixel_probe(datasets.load(settings, show_progress=False))
-    rows = studies.table(groups, pixels)
+    rows = studies.table(groups, baselines)
     figures = {
         "accuracy_by_labels": accuracies.by_labels(studies.curves(groups), list(groups)),
         "accuracy_by_seconds": accuracies.by_seconds(studies.progress(largest)),
@@ -339,4 +340,5 @@ def emptied(folder: Path, proof: str) -> Path:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    with layout.said_once():
+        main(parse(Config))

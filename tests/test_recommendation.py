@@ -40,6 +40,18 @@ def test_runs_that_differ_much_decide_nothing():
     assert "cannot" not in recommendation.recommend(Need("accuracy", alone))
 
 
+def test_baselines_that_the_best_does_not_exceed_are_named():
+    values = {"joint": [right(0.9), right(0.89)], "ae": [right(0.7), right(0.71)]}
+    baselines = {"pixels": right(0.899), "PCA": right(0.6)}
+    text = recommendation.recommend(Need("accuracy", values, baselines))
+    assert text.startswith("accuracy: joint (89.5%), 19.0 ± ")
+    assert text.endswith(
+        "; joint is not above pixels (89.9%), which takes no training of a network"
+    )
+    better = recommendation.recommend(Need("accuracy", values, {"pixels": right(0.8)}))
+    assert "pixels" not in better
+
+
 def test_a_single_method_is_no_choice():
     text = recommendation.recommend(Need("accuracy", {"joint": [right(0.9)]}))
     assert text == "accuracy: joint (90.0%), the only method"

@@ -10,6 +10,7 @@ from tiny import coarse_pictures, rows_of
 import compare
 import study
 from common.config import parse
+from common.data import layout
 from common.errors import UserError
 
 TINY = (
@@ -166,3 +167,15 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
     with pytest.raises(UserError, match="exists and holds no study"):
         run(folder, "--epochs=1")
     assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+def test_what_all_runs_would_say_of_the_images_is_said_once(capsys):
+    with layout.said_once():
+        layout.say(["classes are unbalanced", "2 images left out"])
+        layout.say(["classes are unbalanced", "1 image left out"])
+    layout.say(["classes are unbalanced"])
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        *("classes are unbalanced", "2 images left out", "1 image left out"),
+        "classes are unbalanced",
+    ]

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,11 +45,28 @@ class Listing(NamedTuple):
     notes: list[str]  # a line each: what was chosen, what is left out
 
 
+_said: set[str] | None = None  # the lines said so far, inside `said_once`
+
+
 def say(lines: Iterable[str]) -> None:
     """Print lines to stderr, in the first process only."""
     if is_first_process():
         for line in lines:
-            print(line, file=sys.stderr)
+            if _said is None or line not in _said:
+                print(line, file=sys.stderr)
+            if _said is not None:
+                _said.add(line)
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Inside, a line about a data set is said the first time only, however many runs load it."""
+    global _said
+    _said = set()
+    try:
+        yield
+    finally:
+        _said = None
 
 
 def printable(name: str) -> str:

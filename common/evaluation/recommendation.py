@@ -3,11 +3,12 @@
 A need is a score, higher is better. A method is recommended where its score exceeds that of every
 other method by more than the uncertainty of the difference: the 95 % interval of
 `scores.difference` excludes 0. Else it cannot be told between the best and all methods whose
-interval includes 0.
+interval includes 0. Baselines without training that the best method does not exceed in the same way
+are named.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,10 +24,12 @@ class Need:
     Attributes:
         title: such as "highest accuracy with all labels".
         values: by method, one float array (N,) for each run, of the same N test images.
+        baselines: the same of what needs no training, float (N,), by name.
     """
 
     title: str
     values: Mapping[str, Sequence[np.ndarray]]
+    baselines: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 Values = Mapping[str, Sequence[np.ndarray]]  # as in `Need`
@@ -53,7 +56,25 @@ def leader(values: Values) -> str | None:
 
 
 def recommend(need: Need) -> str:
-    """One sentence: the best method and its lead, or between which it cannot be told."""
+    """One sentence: the best method and its lead, or between which it cannot be told; then the
+    baselines that it does not exceed.
+    """
+    return _of_methods(need) + _of_baselines(need)
+
+
+def _of_baselines(need: Need) -> str:
+    best = next(iter(mean_scores(need.values)))
+    reached = [
+        f"{name} ({values.mean():.1%})"
+        for name, values in need.baselines.items()
+        if scores.difference(need.values[best], [values]).low <= 0
+    ]
+    if not reached:
+        return ""
+    return f"; {best} is not above {' and '.join(reached)}, which takes no training of a network"
+
+
+def _of_methods(need: Need) -> str:
     means, leads = mean_scores(need.values), leads_of_the_best(need.values)
     best, text = next(iter(means)), f"{need.title}: "
     if not leads:

@@ -64,12 +64,23 @@ def named(labels: str) -> str:
     return "all labels" if labels == "all" else f"{labels} labels per class"
 
 
-def recommendation_of(groups: dict[str, list[Result]], failed: dict[str, str]) -> list[str]:
-    """A sentence for each need, from the results by labels per class, the largest number last."""
+def recommendation_of(
+    groups: dict[str, list[Result]],
+    baselines: dict[str, dict[str, np.ndarray]],
+    failed: dict[str, str],
+) -> list[str]:
+    """A sentence for each need, from the results by labels per class, the largest number last.
+
+    `baselines` are those of `baselines_of`, by labels per class.
+    """
     *_, (most, largest) = groups.items()
     shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
     accuracy = {
-        labels: Need(f"highest accuracy with {named(labels)}", by_method(groups[labels], "linear"))
+        labels: Need(
+            f"highest accuracy with {named(labels)}",
+            by_method(groups[labels], "linear"),
+            {f"the linear probe on {name}": right for name, right in baselines[labels].items()},
+        )
         for labels in shown
     }
     needs = [
@@ -109,26 +120,35 @@ def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray
     return found
 
 
-def pixel_probe(images: Any) -> float | None:
-    """Test accuracy of the linear probe on the raw pixels of a data set; None: too many."""
-    if report.pixels_too_large(images):
-        return None
-    splits = (images.train, images.validation, images.test)
-    flat = [torch.cat(list(report.pixels(split))) for split in splits]
-    labels = [split.labels for split in splits]
-    pairs = zip(flat, labels, strict=True)
-    latents = probes.Latents(*(tensor for pair in pairs for tensor in pair))
-    probe = probes.fit_linear(latents, len(images.class_names))
-    return probes.accuracy(probe.predict(latents.test), latents.test_labels)
+def baselines_of(images: Any, dimensions: int) -> dict[str, np.ndarray]:
+    """Whether a linear probe on what no network has learned is right on each test image, (N,).
+
+    "PCA", of so many dimensions, and "pixels"; the images decide which of them there are.
+    """
+    found = {}
+    pca, _ = report.fit_pca(images.pretrain, dimensions)
+    if pca is not None:
+        found["PCA"] = report.pca_latents(pca, images)
+    if not report.pixels_too_large(images):
+        splits = (images.train, images.validation, images.test)
+        pairs = ((torch.cat(list(report.pixels(split))), split.labels) for split in splits)
+        found["pixels"] = probes.Latents(*(tensor for pair in pairs for tensor in pair))
+    classes = len(images.class_names)
+    return {
+        name: (probes.fit_linear(latents, classes).predict(latents.test) == latents.test_labels)
+        .numpy()
+        .astype(float)
+        for name, latents in found.items()
+    }
 
 
 def table(
-    groups: dict[str, list[Result]], pixel_probes: dict[str, float | None]
+    groups: dict[str, list[Result]], baselines: dict[str, dict[str, np.ndarray]]
 ) -> list[tables.Row]:
     """A section for each number of labels: score ± half of its 95 % interval, by method.
 
-    PCA and pixels stand beside them, from the summaries of the runs and, for the linear probe on
-    pixels, from `pixel_probes`. The best method is marked only where its lead over the second can
+    PCA and pixels stand beside them, from the summaries of the runs and, for the linear probe,
+    from `baselines`. The best method is marked only where its lead over the second can
     be told.
     """
     methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
@@ -149,11 +169,12 @@ def table(
             if name:
                 leader = recommendation.leader(values)
                 best = frozenset([methods.index(leader)] if leader else [])
-            for prefix in ("pca", "image"):
+            for prefix, baseline in (("pca", "PCA"), ("image", "pixels")):
                 key_there = f"{prefix}/{key.split('/')[1]}"
                 known = [summary for found in summaries.values() for summary in found]
-                known.append({"image/linear_accuracy": pixel_probes[labels]})
-                numbers = [s[key_there] for s in known if s.get(key_there) is not None]
+                numbers = [summary[key_there] for summary in known if key_there in summary]
+                if key == "test/linear_accuracy" and baseline in baselines[labels]:
+                    numbers = [baselines[labels][baseline].mean()]
                 cells.append(form.format(numbers[0]) if numbers else "–")
             if set(cells) != {"–"}:
                 rows.append(tables.Row(text, tuple(cells), best))

@@ -5,8 +5,9 @@
     python benchmarks/collect_results.py RUN ... --write    keeps them, and writes both files anew
 
 benchmarks/results.jsonl keeps one line per run, with every flag, versions, hardware and all final
-metrics. A run made again (same flags and seed) replaces its line.
+metrics. A run made again (same flags and seed, on a CPU or on a GPU) replaces its line.
 Runs that differ in the seed only are one row: mean ± standard deviation (n − 1) and n.
+The table of tries is that of benchmarks/tries.py.
 Folders that hold no finished run, or one that left the test images unseen, are named and left out.
 """
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+import tries  # noqa: E402
 from pages import put_between_marks  # noqa: E402
 
 import train_ae  # noqa: E402
@@ -36,8 +38,11 @@ from common.run.runs import read_run as read_finished  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
 KEPT = ROOT / "benchmarks" / "results.jsonl"
-BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
-RECIPES_BEGIN, RECIPES_END = "<!-- recipes: begin -->\n", "<!-- recipes: end -->\n"
+# What is written: page and name of the part between two marks.
+PARTS = (
+    *(("RESULTS.md", "tables"), ("README.md", "tables"), ("RESULTS.md", "recipes")),
+    ("RESULTS.md", "tries"),
+)
 # names of image folders, by their fingerprint
 JPEG_COPY = "CIFAR-10 (JPEG copy)"
 FOLDERS = {
@@ -94,52 +99,72 @@ def main(folders: list[Path], keep: bool) -> str:
     by_accuracy = sorted(groups, key=lambda key: (*key[:2], -on_test(groups[key])))
     groups = {key: groups[key] for key in by_accuracy}
     text = ""
-    for title in dict.fromkeys(data for data, _, _ in groups):
-        here = [found for (data, _, _), found in groups.items() if data == title]
+    for title in dict.fromkeys(data for data, *_ in groups):
+        here = [found for (data, *_), found in groups.items() if data == title]
         rows = [[str(number), *row_of(found)] for number, found in enumerate(here, 1)]
         text += f"\n### {title}\n\n" + markdown(COLUMNS, rows)
         lines = [f"# row {number}\n{command(found[0])}" for number, found in enumerate(here, 1)]
         text += "\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
         text += f"\n{resumed(here)}\n"
-    best = chosen(groups)
-    short, lines = headline(best), recipes(best)
+    best, on_gpu = (chosen(groups, gpu) for gpu in (False, True))
+    texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tries_made())
     if keep:
         write(KEPT, "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs).encode())
-        put_between_marks(ROOT / "RESULTS.md", BEGIN, END, text)
-        put_between_marks(ROOT / "README.md", BEGIN, END, short)
-        put_between_marks(ROOT / "RESULTS.md", RECIPES_BEGIN, RECIPES_END, lines)
-    return text + short + lines
+        for (page, name), part in zip(PARTS, texts, strict=True):
+            put_between_marks(ROOT / page, *marks(name), part)
+    return "".join(texts)
 
 
-def chosen(groups: dict[tuple, list[dict]]) -> dict[tuple[str, str], list[dict]]:
+def marks(name: str) -> tuple[str, str]:
+    """The lines around a part of a page that is written here."""
+    return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+
+
+def tries_made() -> str:
+    """What was tried on validation, as a table."""
+    return f"\n{tries.table(tries.ROWS)}\n"
+
+
+def chosen(groups: dict[tuple, list[dict]], on_gpu: bool) -> dict[tuple[str, str], list[dict]]:
     """The setting with the best validation accuracy of each data set shown and method."""
     best: dict[tuple[str, str], list[dict]] = {}
-    for (data, method, _), runs in groups.items():
-        former = best.get((data, method))
-        if data in SHOWN and (former is None or on_validation(runs) > on_validation(former)):
+    for (data, method, *_), runs in groups.items():
+        former, here = best.get((data, method)), is_on_gpu(runs[0]) == on_gpu
+        if (
+            data in SHOWN
+            and here
+            and (former is None or on_validation(runs) > on_validation(former))
+        ):
             best[data, method] = runs
     return best
 
 
-def headline(best: dict[tuple[str, str], list[dict]]) -> str:
-    """A row per method: test accuracy of the chosen settings."""
-    titles = [title for title in SHOWN if title in {data for data, _ in best}]
+def headline(
+    best: dict[tuple[str, str], list[dict]], on_gpu: dict[tuple[str, str], list[dict]]
+) -> str:
+    """A row per method: test accuracy of the chosen settings, on a CPU and on a GPU."""
+    titles = [title for title in SHOWN if title in {data for data, _ in (*best, *on_gpu)}]
+    with_gpu = {data for data, _ in on_gpu}
     columns, rows = ["test accuracy, %"], []
     for title in titles:
-        columns += [title, "report", "peer"]
+        columns += [title, *(["on a GPU"] if title in with_gpu else []), "report", "peer"]
     for method, name in METHODS.items():
         row = [name]
         for title in titles:
-            runs = best.get((title, method))
-            network = f"({encoder_of(runs)}; n = {len(runs)})" if runs else ""
-            row += [
-                f"**{score(runs, 'test/accuracy')}** {network}" if runs else "–",
-                REPORT.get((title, method), "–"),
-                PEERS.get((title, method), "–"),
-            ]
+            row.append(reached(best.get((title, method)), "–"))
+            if title in with_gpu:
+                row.append(reached(on_gpu.get((title, method)), "not run"))
+            row += [REPORT.get((title, method), "–"), PEERS.get((title, method), "–")]
         rows.append(row)
     return "\n" + markdown(tuple(columns), rows) + "\n"
+
+
+def reached(runs: list[dict] | None, otherwise: str) -> str:
+    """The accuracy of a setting, with its encoder and number of seeds."""
+    if not runs:
+        return otherwise
+    return f"**{score(runs, 'test/accuracy')}** ({encoder_of(runs)}; n = {len(runs)})"
 
 
 def recipes(best: dict[tuple[str, str], list[dict]]) -> str:
@@ -160,10 +185,15 @@ def on_validation(runs: list[dict]) -> float:
 
 
 def identity(run: dict) -> tuple:
-    """What identifies a run: data, method, flags and seed."""
+    """What identifies a run: data, method, flags, whether on a GPU, and seed."""
     flags = {k: v for k, v in flags_of(run).items() if k not in NOT_IN_A_COMMAND}
-    seed = run["settings"]["seed"]
-    return run["data"], kind_of(run), json.dumps(flags, sort_keys=True), seed
+    setting = json.dumps(flags, sort_keys=True), is_on_gpu(run)
+    return run["data"], kind_of(run), *setting, run["settings"]["seed"]
+
+
+def is_on_gpu(run: dict) -> bool:
+    """Whether a run trained on an NVIDIA GPU."""
+    return "cuda" in run["facts"]
 
 
 def flags_of(run: dict) -> dict:
@@ -257,8 +287,10 @@ def latents_of(run: dict) -> int:
 
 
 def minutes_of(runs: list[dict]) -> str:
-    """Mean training time of the encoder."""
-    return f"{statistics.mean(run['seconds'] for run in runs) / 60:.0f} min"
+    """Mean training time of the encoder, and on which GPU if on one."""
+    seconds = statistics.mean(run["seconds"] for run in runs)
+    text = f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
+    return f"{text} on one {runs[0]['facts']['device']}" if is_on_gpu(runs[0]) else text
 
 
 def score(runs: list[dict], key: str) -> str:

@@ -354,15 +354,14 @@ def changes(row: dict) -> str:
     return ", ".join(words) or "none (supcon)"
 
 
-def show(path: Path) -> None:
-    """A Markdown table of all tries: what differs from the defaults, and what was measured."""
-    print("| change | seed | linear probe | own classifier | class mean | MSE / PCA's | s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+def table(path: Path) -> str:
+    """All tries in Markdown: what differs from the defaults, and what was measured."""
+    columns = ("change", "seed", "linear probe", "own classifier", "class mean", "MSE / PCA's")
+    lines = [columns, ("---",) * len(columns)]
     for row in read(path):
         cells = [f"{row[name]:.4f}" if name in row else "–" for name in MEASURED]
-        is_cpu = "CPU" in row["facts"]["device"] or "cores" in row["facts"]["device"]
-        seconds = f"{row['cpu_seconds']:.0f} CPU" if is_cpu else f"{row['wall_seconds']:.0f} GPU"
-        print(f"| {changes(row)} | {row['seed']} | {' | '.join(cells)} | {seconds} |")
+        lines.append((changes(row), str(row["seed"]), *cells))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":
@@ -372,4 +371,4 @@ if __name__ == "__main__":
     elif command == "many":
         many(words)
     else:
-        show(Path(words[0]) if words else ROWS)
+        print(table(Path(words[0]) if words else ROWS), end="")

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import collect_results
 
 ROOT = Path(__file__).parents[1]
+PAGES = {"RESULTS.md": ("tables", "recipes", "tries"), "README.md": ("tables",)}
 
 
 @pytest.fixture(autouse=True)
@@ -112,10 +113,9 @@ def test_resumed_runs_are_named_and_those_of_which_nobody_knows(tmp_path):
 def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_path):
     first = make_run(tmp_path / "run", {"test/accuracy": 0.7}, seed=0, data_dir="/home/me/mnist")
     kept = collect_results.KEPT
-    marks = collect_results.BEGIN + collect_results.END
-    recipes = collect_results.RECIPES_BEGIN + collect_results.RECIPES_END
-    (tmp_path / "RESULTS.md").write_text(marks + recipes)
-    (tmp_path / "README.md").write_text(marks)
+    for page, names in PAGES.items():
+        marks = "".join("".join(collect_results.marks(name)) for name in names)
+        (tmp_path / page).write_text(marks)
     collect_results.main([first], keep=True)
     shutil.rmtree(first)
     assert named(collect_results.main([], keep=False))[0]["classifier %"] == "70.00"
@@ -218,9 +218,9 @@ def test_what_saw_no_test_images_is_no_row(tmp_path, capsys):
 
 
 def test_only_the_part_between_the_marks_is_written(tmp_path):
-    begin, end = collect_results.BEGIN, collect_results.END
-    recipes = collect_results.RECIPES_BEGIN, collect_results.RECIPES_END
-    other = f"between\n{recipes[0]}{recipes[1]}below\n"
+    begin, end = collect_results.marks("tables")
+    recipes, tries = collect_results.marks("recipes"), collect_results.marks("tries")
+    other = f"between\n{recipes[0]}{recipes[1]}{tries[0]}{tries[1]}below\n"
     (tmp_path / "RESULTS.md").write_text(f"before\n{begin}old\n{end}{other}")
     (tmp_path / "README.md").write_text(f"above\n{begin}old\n{end}after\n")
     run = make_run(tmp_path / "run", {"test/accuracy": 0.5})
@@ -252,16 +252,28 @@ def test_the_headline_is_chosen_on_validation(tmp_path):
     ]
 
 
+def test_what_trained_on_a_gpu_has_a_row_and_a_column_of_its_own(tmp_path):
+    for name, reached in (("cpu", 0.8), ("gpu", 0.9)):
+        folder = make_run(tmp_path / name, {"val/accuracy": reached, "test/accuracy": reached})
+        config = json.loads((folder / "config.json").read_text())
+        if name == "gpu":
+            config["facts"] |= {"cuda": "13.0", "device": "NVIDIA H100"}
+        (folder / "config.json").write_text(json.dumps(config))
+    text = collect_results.main([tmp_path / "cpu", tmp_path / "gpu"], keep=False)
+    times = {row["classifier %"]: row["encoder training"] for row in named(text)}
+    assert times == {"80.00": "3 min", "90.00": "3 min on one NVIDIA H100"}
+    short = text[text.index("| test accuracy, % |") :]
+    assert short.startswith("| test accuracy, % | MNIST | on a GPU | report | peer |\n")
+    ae, joint, _ = cells(short)
+    assert ae[1:3] == ["**80.00** (cnn; n = 1)", "**90.00** (cnn; n = 1)"]
+    assert joint[1:3] == ["–", "not run"]
+
+
 def test_the_tables_in_the_pages_are_those_of_the_kept_runs():
     """No number in them was typed or changed by hand."""
     program = [sys.executable, str(ROOT / "benchmarks" / "collect_results.py")]
     output = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    tables = collect_results.BEGIN, collect_results.END
-    recipes = collect_results.RECIPES_BEGIN, collect_results.RECIPES_END
-    for name, (begin, end) in (
-        ("RESULTS.md", tables),
-        ("README.md", tables),
-        ("RESULTS.md", recipes),
-    ):
-        between = (ROOT / name).read_text().split(begin)[1].split(end)[0]
+    for page, name in collect_results.PARTS:
+        begin, end = collect_results.marks(name)
+        between = (ROOT / page).read_text().split(begin)[1].split(end)[0]
         assert between.count("\n") > 5 and between in output

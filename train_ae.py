@@ -35,6 +35,7 @@ from common.console import progress
 from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.display import tables
+from common.errors import UserError
 from common.evaluation import pictures, probes, report
 from common.losses import reconstruction_loss
 from common.run.session import Session
@@ -46,6 +47,7 @@ METHOD = "ae"
 class Config(TrainingConfig):
     # Model
     latent_dim: PositiveInt = 128  # numbers that an image is encoded to
+    linear_path: bool = False  # a linear autoencoder beside the networks, which begins as PCA
     # Loss
     alpha: Fraction = 0.5  # weight of MSE; that of MAE is 1 - alpha; both with images in [-1, 1]
     augment: augmentation.Kind = "none"  # what is changed in an image before it is reconstructed
@@ -95,6 +97,7 @@ def main(config: Config) -> dict[str, float]:
             width=config.width,
             blocks=config.blocks,
             latent_dim=config.latent_dim,
+            linear_path=config.linear_path,
         )
         network = models.build(
             lambda: models.build_autoencoder(**architecture), "--width, --blocks or --latent_dim"
@@ -102,6 +105,10 @@ def main(config: Config) -> dict[str, float]:
         half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
         preprocess = models.Preprocess(half, half).to(session.device)
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
+        if config.linear_path and pca is None:
+            raise UserError(f"--linear_path begins as PCA, but {why_no_pca}; leave it out")
+        if config.linear_path:
+            network.begin_as_pca(pca.components.cpu(), pca.mean.cpu())
 
         def new_classifier() -> torch.nn.Module:
             sizes = (config.latent_dim, config.hidden_dim, classes, config.dropout)

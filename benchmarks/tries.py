@@ -33,7 +33,7 @@ from common import models, optimizers
 from common.config import DatasetName, EncoderName, OptimizerName, parse
 from common.data import augmentation, datasets
 from common.data.philox import Random
-from common.evaluation import geometry, probes, report
+from common.evaluation import probes, report
 from common.losses import reconstruction_loss
 from common.run import runtime
 
@@ -88,30 +88,6 @@ class Config:
     out: str = str(ROWS)
 
 
-class WithPCA(nn.Module):
-    """An autoencoder with a linear one beside it, whose sum is PCA before the first step."""
-
-    def __init__(self, network: models.Autoencoder, pca: geometry.PCA):
-        super().__init__()
-        self.network = network
-        self.mean = nn.Parameter(2 * pca.mean - 1)  # images live in [-1,1] here, not in [0,1]
-        self.components = nn.Parameter(pca.components.clone())  # (D,P)
-        transposed = [m for m in network.decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
-        for layer in (network.encoder.to_latent, transposed[-1]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def encoder(self, images: Tensor) -> Tensor:
-        return (images.flatten(1) - self.mean) @ self.components.T + self.network.encoder(images)
-
-    def decoder(self, latents: Tensor) -> Tensor:
-        residual = self.network.decoder(latents)  # in [-1,1]
-        return (self.mean + latents @ self.components).view_as(residual) + residual
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decoder(self.encoder(images))
-
-
 class Contrastive:
     """The supervised contrastive loss with the variants that are tried; pairs as one matrix."""
 
@@ -163,7 +139,8 @@ def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models
     mean, std = images.mean, images.std
     if config.method == "ae":
         mean = std = (0.5,) * images.channels
-        network = models.build_autoencoder(config.encoder, **sizes, latent_dim=config.latent_dim)
+        sizes |= {"latent_dim": config.latent_dim, "linear_path": config.pca}
+        network = models.build_autoencoder(config.encoder, **sizes)
     elif config.method == "joint":
         encoder = models.build_encoder(config.encoder, **sizes, latent_dim=config.latent_dim)
         network = models.JointClassifier(encoder, classes)
@@ -183,7 +160,7 @@ def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models
         pca, why_not = report.fit_pca(images.train, config.latent_dim)
         if pca is None:
             raise SystemExit(f"PCA is left out: {why_not}")
-        network = WithPCA(network, pca).to(device)
+        network.begin_as_pca(pca.components, pca.mean)
     return network, preprocess
 
 

@@ -272,8 +272,16 @@ def build_encoder(
     width: int | None,
     blocks: int,
     latent_dim: int | None,
-) -> EncoderCNN | Airbench | ResNet:
-    """The encoder of that name; `width` None is the usual one: 32 for cnn, 64 for the others."""
+    linear_path: bool = False,
+) -> nn.Module:
+    """The encoder of that name; `width` None is the usual one: 32 for cnn, 64 for the others.
+
+    With `linear_path` a linear map from the pixels to `latent_dim` latents stands beside it.
+    """
+    if linear_path:
+        sizes = {"channels": channels, "image_size": image_size, "width": width, "blocks": blocks}
+        network = build_encoder(encoder, **sizes, latent_dim=latent_dim)
+        return BesideLinear(network, channels * image_size**2, latent_dim)
     width = width or DEFAULT_WIDTH[encoder]
     if encoder == "cnn":
         return EncoderCNN(channels, image_size, width, blocks, latent_dim)
@@ -288,8 +296,24 @@ def build_encoder(
 
 def fit_whitening(network: nn.Module, preprocess: Preprocess, images: Iterable[Tensor]) -> None:
     """Set the fixed filters of the network's encoder, if it has some, from uint8 (N,C,S,S) each."""
-    if isinstance(network.encoder, Airbench):
-        network.encoder.fit_whitening(preprocess(batch).cpu() for batch in images)
+    encoder = network.encoder
+    encoder = encoder.network if isinstance(encoder, BesideLinear) else encoder
+    if isinstance(encoder, Airbench):
+        encoder.fit_whitening(preprocess(batch).cpu() for batch in images)
+
+
+class BesideLinear(nn.Module):
+    """A network beside a linear map: x to network(x) + W x + b, so the network learns the rest."""
+
+    def __init__(self, network: nn.Module, inputs: int, outputs: int):
+        super().__init__()
+        self.network = network
+        self.linear = nn.Linear(inputs, outputs)
+        self.output_dim = outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rest = self.network(inputs)
+        return rest + self.linear(inputs.flatten(1)).view_as(rest)
 
 
 class Decoder(nn.Module):
@@ -333,19 +357,45 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.decoder(self.encoder(images))
 
+    @torch.no_grad()
+    def begin_as_pca(self, components: Tensor, mean: Tensor) -> None:
+        """Make the linear paths those of PCA and the networks beside them 0, as a first step.
+
+        `components` (D,P) and `mean` (P,) are those of images in [0,1]; here they are in [−1,1].
+        """
+        mean = 2 * mean - 1
+        self.encoder.linear.weight.copy_(components)
+        self.encoder.linear.bias.copy_(-(components @ mean))
+        self.decoder.linear.weight.copy_(components.T)
+        self.decoder.linear.bias.copy_(mean)
+        for last in (self.encoder.network.to_latent, self.decoder.network.layers[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
 
 def build_autoencoder(
-    encoder: str, *, channels: int, image_size: int, width: int | None, blocks: int, latent_dim: int
+    encoder: str,
+    *,
+    channels: int,
+    image_size: int,
+    width: int | None,
+    blocks: int,
+    latent_dim: int,
+    linear_path: bool = False,
 ) -> Autoencoder:
     """An encoder of that name with the decoder that mirrors the cnn.
 
     The decoder has the width of the cnn, or half that of another encoder: usually 32 in both cases.
+    With `linear_path` both have a linear map beside them: a linear autoencoder, to begin as PCA.
     """
     sizes = {"channels": channels, "image_size": image_size, "width": width, "blocks": blocks}
-    network = build_encoder(encoder, **sizes, latent_dim=latent_dim)
+    network = build_encoder(encoder, **sizes, latent_dim=latent_dim, linear_path=linear_path)
     width = width or DEFAULT_WIDTH[encoder]
     decoder_width = width if encoder == "cnn" else max(1, width // 2)
-    return Autoencoder(network, Decoder(channels, image_size, decoder_width, blocks, latent_dim))
+    decoder: nn.Module = Decoder(channels, image_size, decoder_width, blocks, latent_dim)
+    if linear_path:
+        decoder = BesideLinear(decoder, latent_dim, channels * image_size**2)
+    return Autoencoder(network, decoder)
 
 
 class JointClassifier(nn.Module):
@@ -429,7 +479,8 @@ def load_encoder(run_dir: str | Path) -> nn.Sequential:
     description = read_json(Path(run_dir) / "encoder.json")
     try:
         names = ("encoder", "channels", "image_size", "width", "blocks", "latent_dim")
-        encoder = build_encoder(**{name: description[name] for name in names})
+        sizes = {name: description[name] for name in names}
+        encoder = build_encoder(**sizes, linear_path=description.get("linear_path", False))
         weights = load_file(Path(run_dir) / "encoder.safetensors")
         kept = {name: value.shape for name, value in weights.items()}
         if kept != {name: value.shape for name, value in encoder.state_dict().items()}:

@@ -7,6 +7,7 @@ from torch import nn
 import compare
 from common import models
 from common.errors import UserError
+from common.evaluation import geometry
 
 SIZES = {"width": 4, "blocks": 0, "latent_dim": 16}
 
@@ -89,6 +90,23 @@ def test_the_decoder_mirrors_the_encoder():
     )
     widths = [m.in_channels for m in resnet.decoder.modules() if isinstance(m, nn.ConvTranspose2d)]
     assert widths == [128, 64, 32]
+
+
+def test_beside_a_linear_path_an_autoencoder_begins_as_pca():
+    images = torch.rand(300, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.cumsum(images, dim=-1) / 16  # neighboring pixels resemble each other
+    pca = geometry.fit_pca(lambda: [images.flatten(1)], 8)
+    sizes = {"channels": 3, "image_size": 16, "width": 4, "blocks": 0, "latent_dim": 8}
+    for encoder in ("cnn", "airbench"):
+        network = models.build_autoencoder(encoder, **sizes, linear_path=True).eval()
+        network.begin_as_pca(pca.components, pca.mean)
+        codes = pca.encode(images.flatten(1))
+        assert torch.allclose(network.encoder(2 * images - 1) / 2, codes, atol=1e-5)
+        decoded = (network(2 * images - 1) + 1) / 2
+        assert torch.allclose(decoded.flatten(1), pca.decode(codes), atol=1e-5)
+        network.train()(2 * images - 1).square().sum().backward()
+        learns = {name for name, p in network.named_parameters() if p.grad is not None}
+        assert {"encoder.linear.weight", "encoder.network.to_latent.weight"} < learns
 
 
 def test_preprocessing_normalizes_and_inverts():

@@ -373,6 +373,17 @@ def test_the_linear_code_stands_beside_the_latents_and_not_in_their_place(method
     assert latents["latents"].shape == (len(latents["labels"]), 6)
 
 
+def test_an_autoencoder_that_begins_as_pca_is_never_far_above_it(tmp_path):
+    words = ("--linear_path=True", "--latent_dim=8", "--learning_rate=0.0001")
+    found = run("ae", tmp_path / "run", *words)
+    assert found["test/mse"] < 1.02 * found["pca/mse"]
+    beside = models.load_encoder(tmp_path / "run")[1]
+    assert isinstance(beside, models.BesideLinear) and beside.linear.weight.shape == (8, 32 * 32)
+    with pytest.raises(UserError, match="begins as PCA, but the images have at most 128 degrees"):
+        run("ae", tmp_path / "exact", "--linear_path=True")
+    assert not (tmp_path / "exact").exists()
+
+
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory):
     """The folder with a run of each case of two_processes.py, all of them from one launch."""

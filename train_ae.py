@@ -79,14 +79,17 @@ def main(config: Config) -> dict[str, float]:
         return session.summary
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
-        images = datasets.load(config, show_progress=session.is_main).to(session.device)
-        learned = images.pretrain  # without their labels
+        images = datasets.load(config, show_progress=session.is_main)
+        images = images.to(session.measuring_device)
+        learned = images.pretrain.to(session.device)  # without their labels
         if config.balance:
             session.say("--balance weighs the classifier alone: the encoder learns without labels")
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
-        pca, why_no_pca = report.fit_pca(learned, config.latent_dim)  # the linear autoencoder
+        pca, why_no_pca = report.fit_pca(
+            images.pretrain, config.latent_dim
+        )  # the linear autoencoder
         pca_errors = report.pca_errors(pca, images.validation) if pca else {}
 
         # ------------------------------------------------------------ Model
@@ -142,7 +145,7 @@ def main(config: Config) -> dict[str, float]:
                 optimizer.zero_grad()
                 session.log_step(**values, gradient_norm=norm)
 
-            if session.evaluates():  # the main process only
+            if session.evaluates(network, preprocess):  # the main process only
                 row = {
                     **report.autoencoder_errors(network, preprocess, images.validation, "val"),
                     **{f"val/pca_{name}": value for name, value in pca_errors.items()},
@@ -155,7 +158,7 @@ def main(config: Config) -> dict[str, float]:
             return {}
 
         # ------------------------------------------------------------ Evaluation
-        session.load_best(network)
+        session.load_best(network, preprocess)
         encoder = network.encoder
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
         about |= {"mean": half, "std": half, "white": config.white}
@@ -176,7 +179,7 @@ def main(config: Config) -> dict[str, float]:
             precision="bf16" if session.accelerator.mixed_precision == "bf16" else "no",
         )
         torch.manual_seed(config.seed)  # also after a resume, which drew nothing so far
-        classifier = new_classifier().to(session.device)
+        classifier = new_classifier().to(session.measuring_device)
         with progress(config.classifier_epochs, "classifier", session.is_main) as bar:
             for row in probes.train_classifier(classifier, latents, **recipe):
                 session.log(row)
@@ -189,7 +192,7 @@ def main(config: Config) -> dict[str, float]:
         if config.test:
             metrics |= report.autoencoder_errors(network, preprocess, images.test, "test")
             if pca:  # with the same classifier on its codes
-                baseline = new_classifier().to(session.device)
+                baseline = new_classifier().to(session.measuring_device)
                 metrics |= report.pca_metrics(
                     pca, images, shifted_views(*shifted), baseline, recipe
                 )

@@ -67,8 +67,10 @@ def main(config: Config) -> dict[str, float]:
         return session.summary
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
-        images = datasets.load(config, show_progress=session.is_main).to(session.device)
+        images = datasets.load(config, show_progress=session.is_main)
+        images = images.to(session.measuring_device)
         learned = images.train.balanced() if config.balance else images.train
+        learned = learned.to(session.device)
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
@@ -137,7 +139,7 @@ def main(config: Config) -> dict[str, float]:
                 optimizer.zero_grad()
                 session.log_step(**values, gradient_norm=norm)
 
-            if session.evaluates():  # the main process only
+            if session.evaluates(network, preprocess):  # the main process only
                 targets = images.validation.labels
                 latents = report.encode(network.encoder, preprocess, images.validation)
                 with torch.no_grad():
@@ -155,7 +157,7 @@ def main(config: Config) -> dict[str, float]:
             return {}
 
         # ------------------------------------------------------------ Evaluation
-        session.load_best(network)
+        session.load_best(network, preprocess)
         encoder, classifier = network.encoder, network.classifier
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
         about |= {"mean": images.mean, "std": images.std, "white": config.white}

@@ -75,10 +75,12 @@ def main(config: Config) -> dict[str, float]:
         return session.summary
     with session:  # on exit: tells W&B how it ended
         # ------------------------------------------------------------ Data
-        images = datasets.load(config, show_progress=session.is_main).to(session.device)
+        images = datasets.load(config, show_progress=session.is_main)
+        images = images.to(session.measuring_device)
         learned = images.train if config.supervised else images.pretrain
         if config.balance and config.supervised:
             learned = learned.balanced()
+        learned = learned.to(session.device)
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
@@ -164,7 +166,7 @@ def main(config: Config) -> dict[str, float]:
                 optimizer.zero_grad()
                 session.log_step(**values, gradient_norm=norm)
 
-            if session.evaluates():  # the main process only
+            if session.evaluates(network, preprocess):  # the main process only
                 accuracy = report.knn_accuracy(
                     network.encoder, preprocess, references, images.validation
                 )
@@ -176,7 +178,7 @@ def main(config: Config) -> dict[str, float]:
             return {}
 
         # ------------------------------------------------------------ Evaluation
-        session.load_best(network)
+        session.load_best(network, preprocess)
         encoder = network.encoder
         about = {"method": METHOD, "dataset": config.dataset, "class_names": images.class_names}
         about |= {"mean": images.mean, "std": images.std, "white": config.white}

@@ -20,7 +20,7 @@ from common.data import datasets
 from common.errors import UserError
 from common.evaluation import report
 from common.files import read_json
-from common.run import checkpoints
+from common.run import checkpoints, runtime
 from common.run.signals import Signals
 
 ROOT = Path(__file__).parent.parent
@@ -371,6 +371,29 @@ def test_the_linear_code_stands_beside_the_latents_and_not_in_their_place(method
     assert metrics["pca/linear_accuracy"] > 0.5
     latents = np.load(tmp_path / "run/latents.npz")
     assert latents["latents"].shape == (len(latents["labels"]), 6)
+
+
+def test_training_and_measuring_may_be_on_two_devices(straight, tmp_path, monkeypatch):
+    """As on Apple's GPU, which nobody had here: what is measured is moved, and moved back."""
+    method, folder, _ = straight
+    moves = []
+
+    def on_another(device):
+        return torch.device(device.type, 0)  # the same memory, by another name
+
+    def move(module, *words, **options):
+        moves.append((type(module).__name__, words[0] if words else None))
+        return to(module, *words, **options)
+
+    to = torch.nn.Module.to
+    monkeypatch.setattr(runtime, "measuring_device", on_another)
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    run(method, tmp_path / "run")
+    names = [name for name, device in moves if device == torch.device("cpu", 0)]
+    back = [name for name, device in moves if device == torch.device("cpu")]
+    assert names.count("Preprocess") == 3  # after two epochs and at the end
+    assert back.count("Preprocess") == 2  # at the start, and before the second epoch
+    assert_same_bits(folder, tmp_path / "run")
 
 
 def test_an_autoencoder_that_begins_as_pca_is_never_far_above_it(tmp_path):

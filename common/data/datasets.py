@@ -91,6 +91,13 @@ class Split:
         chosen = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), SPLIT_SEED)[:count])
         return self._at(chosen)
 
+    def to(self, device: torch.device) -> "Split":
+        """The split on a device of another kind; itself where it is on one of this kind."""
+        if self.labels.device.type == device.type:
+            return self
+        moved = (a.to(device) for a in (self.source, self.rows, self.labels))
+        return Split(*moved, self.change, self.per_epoch)
+
     def balanced(self) -> "Split":
         """The images, followed by copies until every class has as many as the largest.
 

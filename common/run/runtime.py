@@ -67,7 +67,7 @@ def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
     # said, as a wish. Ours is always explicit.
     accelerator = Accelerator(
         mixed_precision=choose_precision(precision),
-        cpu=torch.backends.mps.is_available(),  # Apple's GPU lacks float64, which geometry needs
+        cpu=torch.backends.mps.is_available() and not _is_true("ACCELERATE_USE_MPS_DEVICE"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=10))],  # of a collective
         # given, so that the variables of the environment do not count
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -102,10 +102,22 @@ def _number(name: str, otherwise: int) -> int:
     return int(text)
 
 
+def _is_true(name: str) -> bool:
+    """Whether a variable of the environment says yes."""
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes")
+
+
 def uses_cuda() -> bool:
     """Whether training will run on an NVIDIA GPU (and not on a CPU by the user's wish)."""
-    wishes_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return torch.cuda.is_available() and not wishes_cpu
+    return torch.cuda.is_available() and not _is_true("ACCELERATE_USE_CPU")
+
+
+def measuring_device(device: torch.device) -> torch.device:
+    """Where the latents of a network that trains on `device` are measured.
+
+    The same, but for Apple's GPU: it lacks float64, which some metrics need.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def choose_precision(precision: str) -> str:

@@ -32,6 +32,7 @@ class Session:
 
     Attributes:
         accelerator, device, is_main: Accelerate's object, its device, whether this process writes.
+        measuring_device: where evaluations take place; `device`, but for Apple's GPU.
         run_dir: the run's folder. finished: it is done already, and `summary` its final metrics.
         epoch, step: those that are done. best: of the chosen epoch, its number and its value.
         constants: values that stand beside the means in every row of the training.
@@ -44,6 +45,8 @@ class Session:
         self.method, self.config = method, config
         self.accelerator = runtime.start(config.precision, config.seed, config.resume)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.measuring_device = runtime.measuring_device(self.device)
+        self._moved: tuple[nn.Module, ...] = ()  # to that device, until the training goes on
         chosen = runs.choose_run_dir(config.run_dir, config.resume, method, config.dataset)
         (self.run_dir,) = broadcast_object_list([chosen])  # with the first process's time
         self.summary = runs.finished(self.run_dir)
@@ -180,7 +183,9 @@ class Session:
         The order is a pure function of seed and epoch, the same for any number of processes.
         """
         config, steps = self.config, self.steps_per_epoch
-        first = self.epoch * steps
+        for module in self._moved:
+            module.to(self.device)
+        first, self._moved = self.epoch * steps, ()
         order = epoch_batches(self._images, config.batch_size, config.seed, self.epoch, steps)
         left = self._learned.batches(order[self.step - first :, self.share])
         started, optimizer = time.perf_counter() - self._seconds, self._parts["optimizer"]
@@ -224,9 +229,19 @@ class Session:
         """The mean training loss of the last row, NaN before the first."""
         return self._monitor.last.get("train/loss", math.nan)
 
-    def evaluates(self) -> bool:
-        """Whether this process evaluates after this epoch."""
-        return self.is_main and self._is_evaluated
+    def evaluates(self, *modules: nn.Module) -> bool:
+        """Whether this process evaluates after this epoch; `modules` are then on the device for it,
+        until the next epoch begins.
+        """
+        if is_due := self.is_main and self._is_evaluated:
+            self._to_measure(modules)
+        return is_due
+
+    def _to_measure(self, modules: tuple[nn.Module, ...]) -> None:
+        if self.measuring_device != self.device:
+            self._moved = modules
+            for module in modules:
+                module.to(self.measuring_device)
 
     @property
     def _is_evaluated(self) -> bool:
@@ -293,8 +308,11 @@ class Session:
 
     # ------------------------------------------------------------------------------ Evaluation
 
-    def load_best(self, network: nn.Module) -> None:
-        """Give `network` the weights of the best epoch; freeze it, in eval mode."""
+    def load_best(self, network: nn.Module, *others: nn.Module) -> None:
+        """Give `network` the weights of the best epoch; freeze it, in eval mode.
+
+        It and the `others` are then on the device for measuring.
+        """
         self._writer.wait()
         last = network.state_dict(), {"epoch": self.epoch}
         weights, self.best = checkpoints.load_best(
@@ -302,6 +320,7 @@ class Session:
         )
         network.load_state_dict(weights)
         network.requires_grad_(False).eval()
+        self._to_measure((network, *others))
 
     def log(self, row: Mapping[str, float], advance: bool = True) -> None:
         """Log a row after the training, one step and one epoch on unless `advance` is False."""

@@ -149,7 +149,7 @@ def main(config: Config) -> dict[str, float]:
                     "val/probability_mae": probability_mae(logits, targets).item(),
                     "val/accuracy": probes.accuracy(logits.argmax(1), targets),
                     "val/knn_accuracy": report.knn_accuracy(
-                        network.encoder, preprocess, references, images.validation
+                        network.encoder, preprocess, references, images.validation, latents
                     ),
                 }
                 session.log_epoch(row, maximize="val/accuracy")

@@ -72,12 +72,14 @@ def encode_splits(
     )
 
 
-def knn_accuracy(encoder: nn.Module, preprocess: nn.Module, references, queries) -> float:
-    """k-nearest-neighbor accuracy on the query images."""
-    latents = encode(encoder, preprocess, references)
-    predictions = neighbors.predict(
-        latents, references.labels, encode(encoder, preprocess, queries)
-    )
+def knn_accuracy(
+    encoder: nn.Module, preprocess: nn.Module, references, queries, latents: Tensor | None = None
+) -> float:
+    """k-nearest-neighbor accuracy on the query images; their `latents` (N,D) may be known."""
+    if latents is None:
+        latents = encode(encoder, preprocess, queries)
+    known = encode(encoder, preprocess, references)
+    predictions = neighbors.predict(known, references.labels, latents)
     return probes.accuracy(predictions, queries.labels)
 
 

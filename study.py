@@ -133,11 +133,7 @@ def main(config: Config) -> dict:
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
     groups = {labels: group for labels, group in groups.items() if group}
     *_, largest = groups.values()
-    baselines = {}
-    for labels, (result, *_) in groups.items():
-        settings = parse(SCRIPTS[result.member.method].Config, flags[result.member.name])
-        images = datasets.load(settings, show_progress=False)
-        baselines[labels] = studies.baselines_of(images, config.latent_dim)
+    baselines = {labels: baselines_of(config, group, flags) for labels, group in groups.items()}
 
     # ---------------------------------------------------------------- Comparison
     def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
@@ -330,6 +326,24 @@ def train(out: Path, method: str, words: Sequence[str], name: str) -> None:
     """Start a run, resume it, or do nothing where it is finished."""
     script = SCRIPTS[method]
     script.main(parse(script.Config, [*words, "--resume", str(out / "runs" / name)]))
+
+
+def baselines_of(
+    config: Config, group: Sequence[studies.Result], flags: dict[str, list[str]]
+) -> dict[str, list[np.ndarray]]:
+    """`studies.baselines_of` the images that the runs of a group have learned from, by seed."""
+    found: dict[str, list[np.ndarray]] = {}
+    by_seed = {result.member.seed: result.member for result in group}
+    for member in by_seed.values():
+        if member.labels == "all" and found:  # the same images for every seed
+            right = {name: first for name, (first, *_) in found.items()}
+        else:
+            settings = parse(SCRIPTS[member.method].Config, flags[member.name])
+            images = datasets.load(settings, show_progress=False)
+            right = studies.baselines_of(images, config.latent_dim)
+        for name, values in right.items():
+            found.setdefault(name, []).append(values)
+    return found
 
 
 def emptied(folder: Path, proof: str) -> Path:

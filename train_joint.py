@@ -1,11 +1,11 @@
 """Joint training: an encoder and a linear classifier on its 128-d latents learn together.
 
 The labels shape the latents directly:  loss = CE(logits, y) + mae_weight * MAE(softmax, one-hot).
-As a mean over K classes the second term is 2 (1 - p_y) / K, whose gradient is 2 % of
-cross-entropy's at the start; both parts are logged, and both gradient norms before the first step,
-so that one sees what it does (Ghosh et al. 2017 study MAE as a loss against wrong labels).
+As a mean over K classes the second term is 2 (1 - p_y) / K. At the start, of ten classes, its
+gradient is 2 % of cross-entropy's; both parts are logged, and both gradient norms before the first
+step, so that one sees what it does (Ghosh et al. 2017 study MAE as a loss against wrong labels).
 
-What to expect on 2 CPU cores: digits in two minutes, MNIST (20 epochs) in about ten.
+What to expect on 2 CPU cores: digits in two minutes, MNIST (20 epochs) in about four.
 
     python train_joint.py                                 handwritten digits, no download
     accelerate launch train_joint.py --dataset mnist

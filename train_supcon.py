@@ -1,7 +1,7 @@
 """Supervised contrastive learning: pull images of one class together, push the others away.
 
-A ResNet and an MLP head map two random views of each image to unit vectors z; the loss is L_out,
-equation 2 of Khosla et al. 2020:  mean over views i of
+An encoder (a ResNet) and an MLP head map two random views of each image to unit vectors z; the loss
+is L_out, equation 2 of Khosla et al. 2020:  mean over views i of
 -1/|P(i)| * sum over positives p of log( exp(z_i.z_p / T) / sum over a != i of exp(z_i.z_a / T) ).
 Then the encoder is frozen and a linear classifier learns to read the labels from its features,
 which come before the head. Without labels (--supervised=False) the loss is SimCLR's.

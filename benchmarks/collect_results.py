@@ -34,6 +34,7 @@ from common import console, models  # noqa: E402
 from common.config import renamed  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import read_rows, write  # noqa: E402
+from common.run import runtime  # noqa: E402
 from common.run.runs import read_run as read_finished  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
@@ -185,15 +186,16 @@ def on_validation(runs: list[dict]) -> float:
 
 
 def identity(run: dict) -> tuple:
-    """What identifies a run: data, method, flags, whether on a GPU, and seed."""
+    """What identifies a run: data, method, flags, the GPU if it was on one, and seed."""
     flags = {k: v for k, v in flags_of(run).items() if k not in NOT_IN_A_COMMAND}
-    setting = json.dumps(flags, sort_keys=True), is_on_gpu(run)
+    gpu = run["facts"]["device"] if is_on_gpu(run) else ""
+    setting = json.dumps(flags, sort_keys=True), gpu
     return run["data"], kind_of(run), *setting, run["settings"]["seed"]
 
 
 def is_on_gpu(run: dict) -> bool:
-    """Whether a run trained on an NVIDIA GPU."""
-    return "cuda" in run["facts"]
+    """Whether a run trained on a GPU."""
+    return "cuda" in run["facts"] or run["facts"]["device"].endswith(runtime.APPLE_GPU)
 
 
 def flags_of(run: dict) -> dict:

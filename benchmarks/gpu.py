@@ -6,8 +6,8 @@
 
 Needs nothing but the repository and what requirements.txt names. Each part is a process of its own
 with a time limit; what it found, or its error, is a line of --out at once. The same command again
-does the parts that are missing, then those that failed. Trainings that were stopped go on. Parts
-that measure no time run several at once.
+does the parts that are missing, then those that failed: of both, first those that measure no time,
+several at once, then the others one by one. Trainings that were stopped go on.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LARGE = (
     "--evaluate_every 10"
 )
 HEADLINES = (
-    ("joint", "folder", f"train_joint.py {LARGE} --mae_weight 0 --label_smoothing 0.2"),
+    ("joint", "folder", f"train_joint.py {LARGE} --label_smoothing 0.2"),
     (
         "contrastive", "folder",
         f"train_supcon.py {LARGE} --views 1 --head none --temperature 0.05",
@@ -125,22 +125,29 @@ def main() -> int:
     failed = [part for part in wanted if status.get(part.name, "ok") != "ok"]
 
     def take(part: Part) -> None:
+        if stopped.is_set():
+            return
         left = ends - time.monotonic() - GRACE
         if left < 10:
             print(f"{part.name}: no time is left; the same command again goes on here")
             return
-        line = carry_out(part, min(arguments.patience * part.seconds, left), arguments)
+        seconds = min(arguments.patience * part.seconds, left)
+        line = carry_out(part, seconds, arguments, stopped)
         with lock, arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
         print(shown(line), flush=True)
 
-    lock = threading.Lock()
+    lock, stopped = threading.Lock(), threading.Event()
     queue = missing + failed
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(take, [part for part in queue if not part.is_timed]))
-    for part in queue:
-        if part.is_timed:
-            take(part)
+        try:
+            list(pool.map(take, [part for part in queue if not part.is_timed]))
+            for part in queue:
+                if part.is_timed:
+                    take(part)
+        except BaseException:  # Ctrl-C: the parts that run end, no other begins
+            stopped.set()
+            raise
     status = read(arguments.out)
     undone = [part.name for part in wanted if status.get(part.name) not in ("ok", LEFT_OUT)]
     print(f"{len(wanted) - len(undone)} of {len(wanted)} parts are done; {arguments.out}")
@@ -168,8 +175,13 @@ def shown(line: dict[str, Any]) -> str:
     return f"{line['part']}: {line['status']} in {line['seconds']} s: {told}"
 
 
-def carry_out(part: Part, seconds: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A part in a process of its own: what it found, or its error and the end of its output."""
+def carry_out(
+    part: Part, seconds: float, arguments: argparse.Namespace, stopped: threading.Event
+) -> dict[str, Any]:
+    """A part in a process of its own: what it found, or its error and the end of its output.
+
+    It ends early where `stopped` is set meanwhile.
+    """
     log = arguments.work / (part.name.replace(" ", "-").replace(",", "") + ".log")
     words = [sys.executable, "-W", "ignore", __file__, "--do", part.name]
     for name in ("out", "data_dir", "mnist_dir", "work"):
@@ -185,14 +197,12 @@ def carry_out(part: Part, seconds: float, arguments: argparse.Namespace) -> dict
             words, stdout=file, stderr=file, env=environment, start_new_session=True
         )
         try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        except BaseException:
-            end(process)
-            raise
-        if code is None:
-            end(process)
+            while (code := process.poll()) is None and time.monotonic() - began < seconds:
+                if stopped.wait(0.1):
+                    break
+        finally:
+            if process.poll() is None:
+                end(process)
     line = {"part": part.name, "status": "ok", "seconds": round(time.monotonic() - began, 1)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     line |= {"device": device, "torch": torch.__version__}

@@ -52,6 +52,7 @@ PACKAGES = (
     *("pytorch-metric-learning", "lightly"),
 )
 Contender = Callable[..., None]
+PATIENCE = 5  # seconds in which all contenders together may end
 WARM_UPS = 4  # units: a script compiles its second step, and a GPU's graph comes after that
 
 
@@ -158,7 +159,10 @@ def alternate(
         return result
     finally:
         for child in children.values():
-            child.end()
+            child.tell_to_end()
+        ends = time.monotonic() + PATIENCE
+        for child in children.values():
+            child.end(ends)
 
 
 def peak_memory(contend: Contender, units: int = 1) -> Times:
@@ -169,7 +173,8 @@ def peak_memory(contend: Contender, units: int = 1) -> Times:
         told = child.go(units)
         return Times(units, child.threads, told["memory"], [told["seconds"] / units], [])
     finally:
-        child.end()
+        child.tell_to_end()
+        child.end(time.monotonic() + PATIENCE)
 
 
 class _Child:
@@ -193,15 +198,16 @@ class _Child:
         self._signal(signal.SIGSTOP)
         return told
 
-    def end(self) -> None:
-        if not self._process.is_alive():
-            return
+    def tell_to_end(self) -> None:
         with contextlib.suppress(OSError):
             self._signal(signal.SIGCONT)
             self._pipe.send(0)
-        self._process.join(20)
+
+    def end(self, until: float) -> None:
+        """Kill it, if it has not ended by then, and the workers that it left behind."""
+        self._process.join(max(0.0, until - time.monotonic()))
         with contextlib.suppress(OSError):
-            self._signal(signal.SIGKILL)  # and the workers, if it left some behind
+            self._signal(signal.SIGKILL)
         self._process.join()
 
     def _told(self) -> dict[str, Any]:

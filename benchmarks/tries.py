@@ -13,10 +13,12 @@ import argparse
 import functools
 import json
 import multiprocessing
+import os
 import shlex
 import sys
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -33,6 +35,7 @@ from common import models, optimizers
 from common.config import DatasetName, EncoderName, OptimizerName, parse
 from common.data import augmentation, datasets
 from common.data.philox import Random
+from common.errors import UserError
 from common.evaluation import probes, report
 from common.losses import reconstruction_loss
 from common.run import runtime
@@ -62,7 +65,7 @@ class Config:
     blocks: int = 0
     latent_dim: int = 128  # of joint and ae
     head: Literal["mlp", "linear", "none"] = "mlp"  # of supcon
-    pca: bool = False  # ae: a linear autoencoder beside the network, which begins as PCA
+    linear_path: bool = False  # of train_ae.py
     # Loss
     views: int = 1
     temperature: float = 0.1
@@ -83,7 +86,7 @@ class Config:
     schedule: optimizers.Schedule = "linear"
     grow: bool = False  # smaller images in the first 60 % of the steps
     probe: bool = True  # False: leave out the linear probe, to save time
-    precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "no", "bf16"] = "no"
     seed: int = 0
     out: str = str(ROWS)
 
@@ -123,10 +126,21 @@ class Contrastive:
         return loss
 
 
+DATA = (
+    *("dataset", "data_dir", "image_size", "limit_train", "labels_per_class", "skip_unreadable"),
+    *("labels", "white", "test", "seed"),
+)
+
+
+def load(config: Config, device: torch.device) -> datasets.ImageData:
+    """The images of a try; a worker reads them once for all tries that want the same."""
+    wanted = {name: getattr(config, name) for name in DATA}
+    wanted["seed"] = config.seed if config.labels_per_class else 0  # it chooses the labels only
+    return _load(Config(**wanted), device)
+
+
 @functools.cache
-def load(dataset: str, data_dir: str, limit: int | None, device: torch.device):
-    """The images of a data set; a worker reads them once for all its tries."""
-    config = Config(dataset=dataset, data_dir=data_dir, limit_train=limit)
+def _load(config: Config, device: torch.device) -> datasets.ImageData:
     return datasets.load(config, show_progress=False).to(device)
 
 
@@ -139,7 +153,7 @@ def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models
     mean, std = images.mean, images.std
     if config.method == "ae":
         mean = std = (0.5,) * images.channels
-        sizes |= {"latent_dim": config.latent_dim, "linear_path": config.pca}
+        sizes |= {"latent_dim": config.latent_dim, "linear_path": config.linear_path}
         network = models.build_autoencoder(config.encoder, **sizes)
     elif config.method == "joint":
         encoder = models.build_encoder(config.encoder, **sizes, latent_dim=config.latent_dim)
@@ -156,10 +170,10 @@ def build(config: Config, images: datasets.ImageData) -> tuple[nn.Module, models
     preprocess = models.Preprocess(mean, std).to(device)
     network = runtime.place(network, device)
     models.fit_whitening(network, preprocess, images.train.sample(5000).blocks())
-    if config.pca:
+    if config.linear_path:
         pca, why_not = report.fit_pca(images.train, config.latent_dim)
         if pca is None:
-            raise SystemExit(f"PCA is left out: {why_not}")
+            raise UserError(f"--linear_path begins as PCA, but {why_not}")
         network.begin_as_pca(pca.components, pca.mean)
     return network, preprocess
 
@@ -257,7 +271,7 @@ def measure(config: Config, network: nn.Module, preprocess: nn.Module, images) -
 def run(config: Config, at_once: int) -> dict[str, float]:
     """A try from its settings to its row in --out; so many share the machine."""
     accelerator = runtime.start(config.precision, config.seed)
-    images = load(config.dataset, config.data_dir, config.limit_train, accelerator.device)
+    images = load(config, accelerator.device)
     network, preprocess = build(config, images)
     wall, cpu = time.perf_counter(), time.process_time()
     train(config, accelerator, network, preprocess, images)
@@ -272,23 +286,19 @@ def run(config: Config, at_once: int) -> dict[str, float]:
     return row
 
 
-def attempt(config: Config, at_once: int, ends: float) -> str:
-    """A try in a worker, told in a line; an error costs the others nothing."""
+def attempt(config: Config, at_once: int, ends: float) -> str | None:
+    """A try in a worker, told in a line; None where the time is over."""
     if time.time() > ends:
-        return ""
+        return None
     started = time.perf_counter()
-    try:
-        row = run(config, at_once)
-    except Exception as error:
-        traceback.print_exc()
-        return f"{changes(asdict(config))}: {type(error).__name__}: {error}"
+    row = run(config, at_once)
     found = ", ".join(f"{name} {row[name]:.4f}" for name in MEASURED if name in row)
     seconds = f"{row['wall_seconds']:.0f} of {time.perf_counter() - started:.0f} s"
     return f"{changes(asdict(config))}, seed {config.seed}: {found} ({seconds})"
 
 
-def many(words: list[str]) -> None:
-    """All tries of a file that have no row yet, in its order, several at a time."""
+def many(words: list[str]) -> int:
+    """All tries of a file that have no row yet, in its order, several at a time; 1 if one fails."""
     parser = argparse.ArgumentParser("tries.py many")
     parser.add_argument("file", type=Path, help="flags of a try in each line; # begins a comment")
     parser.add_argument("--workers", type=int, default=1)
@@ -296,38 +306,44 @@ def many(words: list[str]) -> None:
     arguments, common_flags = parser.parse_known_args(words)
     lines = [shlex.split(line, comments=True) for line in arguments.file.read_text().splitlines()]
     configs = [parse(Config, [*common_flags, *line]) for line in lines if line]
-    ends = time.time() + 60 * arguments.minutes
-    done = [settings(row) for row in read(Path(configs[0].out))]
-    left = [config for config in configs if settings(asdict(config)) not in done]
-    with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
-        jobs = [
-            pool.apply_async(attempt, (config, arguments.workers, ends), callback=tell)
-            for config in left
-        ]
-        for job in jobs:
-            job.wait()
-
-
-def tell(line: str) -> None:
-    if line:
-        print(line, flush=True)
+    left = [config for config in configs if not is_done(config, read(Path(config.out)))]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // arguments.workers)))
+    rest, failed = (arguments.workers, time.time() + 60 * arguments.minutes), 0
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, spawn) as pool:
+        jobs = {pool.submit(attempt, config, *rest): config for config in left}
+        for job in as_completed(jobs):
+            if (error := job.exception()) is not None:  # the others go on
+                failed += 1
+                traceback.print_exception(error)
+                print(f"failed: {changes(asdict(jobs[job]))}: {error}", flush=True)
+            elif line := job.result():
+                print(line, flush=True)
+    return 1 if failed else 0
 
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def is_done(config: Config, rows: list[dict]) -> bool:
+    """Whether a row has these settings, and the linear probe if that is asked for."""
+    wanted = settings(asdict(config))
+    return any(settings(row) == wanted and ("linear" in row or not config.probe) for row in rows)
+
+
 def settings(row: dict) -> dict:
-    """What makes a try: all settings but where its data lie and its row goes."""
-    apart = ("data_dir", "out", "precision", "probe")
-    return {f.name: row.get(f.name, f.default) for f in fields(Config) if f.name not in apart}
+    """What makes a try: all settings but where its data lie, its row goes, and what is measured."""
+    apart = ("data_dir", "out", "probe")
+    found = {f.name: row.get(f.name, f.default) for f in fields(Config) if f.name not in apart}
+    return found | {"linear_path, tied": row.get("pca", False)}  # of a former form
 
 
 def changes(row: dict) -> str:
     """How a try differs from the defaults."""
     defaults = settings({})
     found = settings(row).items()
-    words = [f"{k} {v}" for k, v in found if v != defaults[k] and k != "seed"]
+    words = [f"{k} {v}" for k, v in found if v != defaults[k] and k not in ("seed", "precision")]
     return ", ".join(words) or "none (supcon)"
 
 
@@ -346,6 +362,6 @@ if __name__ == "__main__":
     if command == "run":
         print(attempt(parse(Config, words), 1, float("inf")))
     elif command == "many":
-        many(words)
+        raise SystemExit(many(words))
     else:
         print(table(Path(words[0]) if words else ROWS), end="")

@@ -87,12 +87,14 @@ class TrainingConfig:
     width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the others
     blocks: Blocks = 0  # residual blocks per stage of cnn and airbench (and of the decoder)
     # Evaluation
-    evaluate_every: PositiveInt | None = None  # epochs between two evaluations; None: see --epochs
+    evaluate_every: PositiveInt | None = (
+        None  # epochs between two; None: 1, or 20 to 40 in all without --epochs
+    )
     knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors
     tsne_images: PositiveInt = 2000  # test images in the t-SNE picture
     test: bool = True  # evaluate on the test images at the end; False in sweeps
     # Run
-    epochs: PositiveInt | None = None  # None: 20, of few images more, evaluated 20 to 40 times
+    epochs: PositiveInt | None = None  # None: 20, or as many as make 1,000 steps
     seed: NonNegativeInt = 0  # of the weights, the order of the images and their augmentation
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     compile: bool = False  # torch.compile the training step; the first steps take longer

@@ -51,14 +51,25 @@ def total_memory() -> int:
 
 
 class Preprocess(nn.Module):
-    """Images (B,C,S,S), uint8 or floats in [0,1], to float32: (x − mean) / std by channel."""
+    """Images (B,C,S,S), uint8 or floats in [0,1], to float32: (x − mean) / std by channel.
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    With `shape` (C,S,S) `UserError` for images of another one, which some encoders would take.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], shape: tuple[int, ...] | None = None
+    ):
         super().__init__()
+        self.shape = shape
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.shape and tuple(images.shape[1:]) != self.shape:
+            raise UserError(
+                f"this encoder takes images (B,{','.join(map(str, self.shape))}), not "
+                f"{tuple(images.shape)}; resize or convert them, or let embed.py do it"
+            )
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         return (images - self.mean) / self.std
 
@@ -474,7 +485,8 @@ def save_encoder(run_dir: Path, encoder: nn.Module, description: dict[str, Any])
 def load_encoder(run_dir: str | Path) -> nn.Sequential:
     """The trained encoder of a run: uint8 or [0,1] images (B,C,S,S) to latents (B,D), in eval mode.
 
-    `UserError` where there is none, or one that is damaged.
+    C and S are "channels" and "image_size" of RUN/encoder.json. `UserError` for images of another
+    shape, and where there is no encoder, or a damaged one.
     """
     description = read_json(Path(run_dir) / "encoder.json")
     try:
@@ -490,7 +502,8 @@ def load_encoder(run_dir: str | Path) -> nn.Sequential:
                 "pixels up), or encoder.json was changed; train it anew"
             )
         encoder.load_state_dict(weights)
-        preprocess = Preprocess(description["mean"], description["std"])
+        shape = description["channels"], description["image_size"], description["image_size"]
+        preprocess = Preprocess(description["mean"], description["std"], shape)
     except LOAD_ERRORS as error:
         raise UserError(f"the encoder in {run_dir} cannot be loaded ({error})") from None
     return nn.Sequential(preprocess, encoder).eval()

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ def visit(tmp_path, monkeypatch):
     """Call the program with parts a, b and c; returns the exit code and which of them it did."""
     done, broken = [], set()
 
-    def carry_out(part, seconds, arguments):
+    def carry_out(part, seconds, arguments, stopped):
         done.append(part.name)
         if part.name in broken:
             return {"part": part.name, "status": "failed", "seconds": 1.0, "error": "it broke"}
@@ -74,12 +76,49 @@ def test_a_part_runs_in_a_process_of_its_own_and_is_stopped_in_time(tmp_path):
     words = {"out": tmp_path / "x", "data_dir": None, "mnist_dir": tmp_path, "work": tmp_path}
     arguments = argparse.Namespace(small=False, **words)
     (part,) = (part for part in gpu.parts(small=False) if part.name == "training joint, MNIST")
-    line = gpu.carry_out(part, 200, arguments)
+    going = threading.Event()
+    line = gpu.carry_out(part, 200, arguments, going)
     assert line["status"] == gpu.LEFT_OUT and "there is no MNIST in" in line["why"], line
-    stopped = gpu.carry_out(part, 0.2, arguments)
+    stopped = gpu.carry_out(part, 0.2, arguments, going)
     assert stopped["status"] == "stopped" and "longer than 0 s" in stopped["error"]
-    unknown = gpu.carry_out(gpu.Part("no such part", None, 1), 60, arguments)
+    going.set()  # Ctrl-C
+    began = time.monotonic()
+    assert gpu.carry_out(part, 200, arguments, going)["status"] == "stopped"
+    assert time.monotonic() - began < 30
+    unknown = gpu.carry_out(gpu.Part("no such part", None, 1), 60, arguments, threading.Event())
     assert unknown["status"] == "failed" and "log" in unknown
+
+
+def test_what_is_timed_has_the_machine_to_itself(tmp_path, monkeypatch):
+    running, seen, lock = set(), {}, threading.Lock()
+
+    def carry_out(part, seconds, arguments, stopped):
+        with lock:
+            running.add(part.name)
+        time.sleep(0.2)
+        with lock:
+            seen[part.name] = set(running)
+            running.remove(part.name)
+        return {"part": part.name, "status": "ok", "seconds": 1.0}
+
+    parts = [gpu.Part("timed", None, 9), *(gpu.Part(n, None, 9, is_timed=False) for n in "abc")]
+    monkeypatch.setattr(gpu, "parts", lambda small: parts)
+    monkeypatch.setattr(gpu, "carry_out", carry_out)
+    own = [
+        "gpu.py",
+        "--small",
+        "--jobs",
+        "3",
+        "--out",
+        str(tmp_path / "o"),
+        "--work",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", own)
+    assert gpu.main() == 0
+    assert len((tmp_path / "o").read_text().splitlines()) == 4
+    assert seen["timed"] == {"timed"} and list(seen)[-1] == "timed"
+    assert max(len(beside) for beside in seen.values()) > 1
 
 
 def test_two_runs_are_the_same_or_how_far_apart():

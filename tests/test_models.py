@@ -154,6 +154,15 @@ def test_a_saved_encoder_comes_back_with_its_preprocessing(tmp_path, encoder):
         assert torch.allclose(loaded(images), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("encoder", ["cnn", "airbench", "resnet18"])
+def test_a_saved_encoder_refuses_images_of_another_shape(tmp_path, encoder):
+    save(tmp_path, encoder)
+    loaded = models.load_encoder(tmp_path)
+    for shape in ((2, 1, 28, 28), (2, 3, 16, 16), (1, 16, 16)):
+        with pytest.raises(UserError, match=r"takes images \(B,1,16,16\), not \("):
+            loaded(torch.zeros(shape))
+
+
 def test_a_missing_or_damaged_encoder_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*encoder\.json"):
         models.load_encoder(tmp_path)

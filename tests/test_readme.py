@@ -5,6 +5,7 @@ import pickle
 import re
 import shlex
 import sys
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +254,7 @@ def place(tmp_path_factory):
         train("ae-digits-20260101-120000", "train_ae.py")
         for method in ("ae", "joint", "supcon"):
             cnn = ("--encoder", "cnn") if method == "supcon" else ()
-            train(f"{method}-mnist", f"train_{method}.py", "--dataset mnist", *cnn)
+            train(f"{method}-mnist-20260101-120000", f"train_{method}.py", "--dataset mnist", *cnn)
         for seed in (0, 1):
             train(f"joint-cifar-seed{seed}", "train_joint.py", f"--dataset cifar10 --seed {seed}")
         train("supcon-cifar", "train_supcon.py", "--dataset cifar10 --encoder cnn")
@@ -265,6 +266,7 @@ def run_line(line: str) -> None:
     words = shlex.split(line, comments=True)
     at = next(n for n, word in enumerate(words) if word.endswith(".py"))
     name, flags = words[at], words[at + 1 :]
+    flags = [found for word in flags for found in (sorted(glob(word)) if "*" in word else [word])]
     if name in TRAINERS:
         script = TRAINERS[name]
         flags += [*SMALL, *(SMALL_AE if script is train_ae else ())]

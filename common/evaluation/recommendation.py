@@ -24,12 +24,12 @@ class Need:
     Attributes:
         title: such as "highest accuracy with all labels".
         values: by method, one float array (N,) for each run, of the same N test images.
-        baselines: the same of what needs no training, float (N,), by name.
+        baselines: the same of what needs no training, by name, with as many arrays.
     """
 
     title: str
     values: Mapping[str, Sequence[np.ndarray]]
-    baselines: Mapping[str, np.ndarray] = field(default_factory=dict)
+    baselines: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
 
 
 Values = Mapping[str, Sequence[np.ndarray]]  # as in `Need`
@@ -65,13 +65,14 @@ def recommend(need: Need) -> str:
 def _of_baselines(need: Need) -> str:
     best = next(iter(mean_scores(need.values)))
     reached = [
-        f"{name} ({values.mean():.1%})"
-        for name, values in need.baselines.items()
-        if scores.difference(need.values[best], [values]).low <= 0
+        f"{name} ({scores.interval(runs).value:.1%})"
+        for name, runs in need.baselines.items()
+        if scores.difference(need.values[best], runs).low <= 0
     ]
     if not reached:
         return ""
-    return f"; {best} is not above {' and '.join(reached)}, which takes no training of a network"
+    needs = "which needs no network" if len(reached) == 1 else "which need no network"
+    return f"; it cannot be told that {best} is above {' and '.join(reached)}, {needs}"
 
 
 def _of_methods(need: Need) -> str:

@@ -66,12 +66,12 @@ def named(labels: str) -> str:
 
 def recommendation_of(
     groups: dict[str, list[Result]],
-    baselines: dict[str, dict[str, np.ndarray]],
+    baselines: dict[str, dict[str, list[np.ndarray]]],
     failed: dict[str, str],
 ) -> list[str]:
     """A sentence for each need, from the results by labels per class, the largest number last.
 
-    `baselines` are those of `baselines_of`, by labels per class.
+    `baselines` are those of `baselines_of` by labels per class, an array for each seed.
     """
     *_, (most, largest) = groups.items()
     shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
@@ -143,7 +143,7 @@ def baselines_of(images: Any, dimensions: int) -> dict[str, np.ndarray]:
 
 
 def table(
-    groups: dict[str, list[Result]], baselines: dict[str, dict[str, np.ndarray]]
+    groups: dict[str, list[Result]], baselines: dict[str, dict[str, list[np.ndarray]]]
 ) -> list[tables.Row]:
     """A section for each number of labels: score ± half of its 95 % interval, by method.
 
@@ -174,7 +174,7 @@ def table(
                 known = [summary for found in summaries.values() for summary in found]
                 numbers = [summary[key_there] for summary in known if key_there in summary]
                 if key == "test/linear_accuracy" and baseline in baselines[labels]:
-                    numbers = [baselines[labels][baseline].mean()]
+                    numbers = [np.mean(baselines[labels][baseline])]
                 cells.append(form.format(numbers[0]) if numbers else "–")
             if set(cells) != {"–"}:
                 rows.append(tables.Row(text, tuple(cells), best))

@@ -36,6 +36,7 @@ WITHOUT_EFFECT = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "every step is one of the optimizer"),
     "ACCELERATE_DYNAMO_BACKEND": ("no", "--compile=True compiles"),
 }
+APPLE_GPU = ", Apple's GPU"  # behind the processor's name
 SET_UP = 3  # steps until a GPU has all that it needs for the others
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -287,7 +288,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = _cpu_info("model name") or platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"
+    return model + APPLE_GPU if device.type == "mps" else f"{model}, {os.cpu_count()} cores"
 
 
 def _cpu_info(key: str) -> str:

@@ -139,7 +139,7 @@ def parse(config_class: type[ConfigType], args: Sequence[str] | None = None) -> 
             try:
                 with warnings.catch_warnings(action="ignore"):  # of tyro, about values' types
                     config = _checked(_resumed(config_class, args, Path(config.resume)))
-            except TypeError as error:
+            except (TypeError, AssertionError) as error:  # the latter of tyro up to 1.0
                 raise UserError(
                     f"{config.resume}/config.json holds a setting of another type ({error}); "
                     "restore a copy of it"

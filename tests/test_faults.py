@@ -291,7 +291,8 @@ def test_a_run_of_one_process_goes_on_on_two_machines(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("room", "measure", "full"),
     [
-        (30_000, "knn_accuracy", "best.safetensors"),
+        # on a slow machine the checkpoint before the evaluation is still being written
+        (30_000, "knn_accuracy", r"(?:best|next)\.safetensors"),
         (100, "knn_accuracy", "metrics.jsonl"),
         (30_000, "latent_metrics", "latents.npz"),
         (1_000, "latent_pictures", r"\w+.png"),

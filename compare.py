@@ -47,9 +47,7 @@ TOLERANCE = 0.005  # of accuracy, between the run's own and ours: rounding diffe
 @dataclass(frozen=True)
 class Config:
     # Data
-    runs: Annotated[
-        Positional[tuple[Place, ...]], arg(metavar="RUN")
-    ] = ()  # folders of finished runs
+    runs: Annotated[Positional[tuple[Place, ...]], arg(metavar="RUN")] = ()  # finished runs
     out: Place = "comparison"  # a new folder for the results
     data_dir: Place | None = None  # where the images lie; None: where the first run found them
     # Evaluation

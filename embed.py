@@ -53,9 +53,7 @@ TORCHVISION_SIZE, BORDER = 32, 2
 class Config:
     run: Annotated[Positional[Place], arg(metavar="RUN")]  # folder of a finished run
     out: Place  # file to write: .npz or .parquet; with --export .onnx or .pt2
-    images: Annotated[
-        Positional[tuple[Place, ...]], arg(metavar="IMAGES")
-    ] = ()  # files and folders
+    images: Annotated[Positional[tuple[Place, ...]], arg(metavar="IMAGES")] = ()  # files, folders
     batch_size: PositiveInt = 256  # images encoded at a time
     skip_unreadable: bool = False  # leave out images that cannot be read
     export: FileFormat | None = None  # write the network itself, without any images

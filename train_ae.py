@@ -87,9 +87,8 @@ def main(config: Config) -> dict[str, float]:
         references = images.train.sample(config.knn_images)
         classes = len(images.class_names)
         flip = config.dataset in datasets.FLIPPABLE if config.flip is None else config.flip
-        pca, why_no_pca = report.fit_pca(
-            images.pretrain, config.latent_dim
-        )  # the linear autoencoder
+        # the linear autoencoder
+        pca, why_no_pca = report.fit_pca(images.pretrain, config.latent_dim)
         pca_errors = report.pca_errors(pca, images.validation) if pca else {}
 
         # ------------------------------------------------------------ Model
@@ -108,9 +107,9 @@ def main(config: Config) -> dict[str, float]:
         half = (0.5,) * images.channels  # images and loss live in [-1, 1], the range of tanh
         preprocess = models.Preprocess(half, half).to(session.device)
         models.fit_whitening(network, preprocess, learned.sample(5000).blocks())
-        if config.linear_path and pca is None:
-            raise UserError(f"--linear_path begins as PCA, but {why_no_pca}; leave it out")
         if config.linear_path:
+            if pca is None:
+                raise UserError(f"--linear_path begins as PCA, but {why_no_pca}; leave it out")
             network.begin_as_pca(pca.components.cpu(), pca.mean.cpu())
 
         def new_classifier() -> torch.nn.Module:

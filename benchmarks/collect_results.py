@@ -109,7 +109,8 @@ def main(folders: list[Path], keep: bool) -> str:
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
         text += f"\n{resumed(here)}\n"
     best, on_gpu = (chosen(groups, gpu) for gpu in (False, True))
-    texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tries_made())
+    tried = f"\n{tries.table(tries.ROWS)}\n"
+    texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tried)
     if keep:
         write(KEPT, "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs).encode())
         for (page, name), part in zip(PARTS, texts, strict=True):
@@ -122,21 +123,14 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
 
 
-def tries_made() -> str:
-    """What was tried on validation, as a table."""
-    return f"\n{tries.table(tries.ROWS)}\n"
-
-
 def chosen(groups: dict[tuple, list[dict]], on_gpu: bool) -> dict[tuple[str, str], list[dict]]:
     """The setting with the best validation accuracy of each data set shown and method."""
     best: dict[tuple[str, str], list[dict]] = {}
     for (data, method, *_), runs in groups.items():
-        former, here = best.get((data, method)), is_on_gpu(runs[0]) == on_gpu
-        if (
-            data in SHOWN
-            and here
-            and (former is None or on_validation(runs) > on_validation(former))
-        ):
+        if data not in SHOWN or is_on_gpu(runs[0]) != on_gpu:
+            continue
+        former = best.get((data, method))
+        if former is None or on_validation(runs) > on_validation(former):
             best[data, method] = runs
     return best
 

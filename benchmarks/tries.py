@@ -37,6 +37,7 @@ from common.data import augmentation, datasets
 from common.data.philox import Random
 from common.errors import UserError
 from common.evaluation import probes, report
+from common.files import read_rows
 from common.losses import reconstruction_loss
 from common.run import runtime
 
@@ -306,7 +307,9 @@ def many(words: list[str]) -> int:
     arguments, common_flags = parser.parse_known_args(words)
     lines = [shlex.split(line, comments=True) for line in arguments.file.read_text().splitlines()]
     configs = [parse(Config, [*common_flags, *line]) for line in lines if line]
-    left = [config for config in configs if not is_done(config, read(Path(config.out)))]
+    outs = {Path(config.out) for config in configs}
+    rows = [row for out in outs if out.exists() for row in read_rows(out)]
+    left = [config for config in configs if not is_done(config, rows)]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // arguments.workers)))
     rest, failed = (arguments.workers, time.time() + 60 * arguments.minutes), 0
     spawn = multiprocessing.get_context("spawn")
@@ -320,10 +323,6 @@ def many(words: list[str]) -> int:
             elif line := job.result():
                 print(line, flush=True)
     return 1 if failed else 0
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def is_done(config: Config, rows: list[dict]) -> bool:
@@ -351,7 +350,7 @@ def table(path: Path) -> str:
     """All tries in Markdown: what differs from the defaults, and what was measured."""
     columns = ("change", "seed", "linear probe", "own classifier", "class mean", "MSE / PCA's")
     lines = [columns, ("---",) * len(columns)]
-    for row in read(path):
+    for row in read_rows(path):
         cells = [f"{row[name]:.4f}" if name in row else "–" for name in MEASURED]
         lines.append((changes(row), str(row["seed"]), *cells))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

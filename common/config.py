@@ -87,9 +87,7 @@ class TrainingConfig:
     width: PositiveInt | None = None  # base channels; None: 32 for cnn, 64 for the others
     blocks: Blocks = 0  # residual blocks per stage of cnn and airbench (and of the decoder)
     # Evaluation
-    evaluate_every: PositiveInt | None = (
-        None  # epochs between two; None: 1, or 20 to 40 in all without --epochs
-    )
+    evaluate_every: PositiveInt | None = None  # epochs; None: 1, or 20 to 40 times without --epochs
     knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors
     tsne_images: PositiveInt = 2000  # test images in the t-SNE picture
     test: bool = True  # evaluate on the test images at the end; False in sweeps

@@ -4,6 +4,7 @@ Pure functions of latents (N,D) and labels (N,). All pairs count: by sums over c
 possible, else in blocks of rows, which are a sample where there are very many (`samples.py`).
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -183,8 +184,6 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
     are reduced to 50 by PCA first, as its documentation advises. Sizes of clusters and gaps
     between them mean nothing: report kNN accuracy and silhouette with the map.
     """
-    from sklearn.manifold import TSNE
-
     latents = latents.float().cpu()
     latents = latents - latents.mean(0)
     if latents.shape[1] > len(latents):  # the same distances in at most N dimensions
@@ -196,9 +195,17 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
     if latents.shape[1] < 2 or len(latents) < 5 or (latents == latents[:1]).all():
         return F.pad(latents, (0, 2))[:, :2].numpy()
     perplexity = min(perplexity, max(1.0, (len(latents) - 1) / 3))
+    return _tsne(latents.numpy().tobytes(), latents.shape[1], seed, perplexity).copy()
+
+
+@functools.lru_cache(maxsize=16)  # the runs of a study draw the same images again and again
+def _tsne(latents: bytes, dimensions: int, seed: int, perplexity: float) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
     settings = {"init": "pca", "learning_rate": "auto", "max_iter": TSNE_STEPS}
     model = TSNE(perplexity=perplexity, random_state=seed, **settings)
-    return model.fit_transform(latents.numpy()).astype(np.float32)
+    points = np.frombuffer(latents, np.float32).reshape(-1, dimensions)
+    return model.fit_transform(points).astype(np.float32)
 
 
 def trustworthiness(latents: Tensor, points: Tensor, k: int = 12) -> float:

@@ -310,7 +310,12 @@ def _table(wandb: Any, key: str, columns: Sequence[str], rows: Sequence[Sequence
     most = wandb.Table.MAX_ROWS
     if len(rows) > most:
         say(f"W&B: {key} shows the first {most:,} of {len(rows):,} rows; a table holds no more")
-    return wandb.Table(list(columns), list(rows[:most]))
+    rows = [list(row) for row in rows[:most]]
+    # W&B checks the type of each cell, which takes seconds; one row of each kind teaches it the same
+    kinds = {tuple(map(type, row)): row for row in rows}
+    table = wandb.Table(list(columns), list(kinds.values()))
+    table.data = rows
+    return table
 
 
 def _cell(value: Any) -> Any:

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,14 +51,14 @@ from common.errors import UserError
 from common.evaluation import studies
 from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
-from common.run import runs, runtime, tracking
+from common.run import jobs, runs, runtime, tracking
 
 METHOD = "study"
 
 Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
 TRIAL_STEPS = 6  # of each epoch of a trial
-FREE = ("data_dir", "out", "tracking")  # what may change when a study is continued
+FREE = ("data_dir", "out", "tracking", "jobs")  # what may change when a study is continued
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Config:
     optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
     learning_rate: PositiveFloat = 0.2  # peak rate
     # Run
+    jobs: PositiveInt = 1  # runs at a time; small networks leave a GPU or the other cores idle
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     out: Place = "study"  # the folder of all runs and results; an existing study is continued
     project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
@@ -111,17 +112,16 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Runs
     failed = {}
+    calls = {
+        m.name: (str(out), m.method, [*flags[m.name], "--tracking", config.tracking], m.name)
+        for m in members
+    }
     with console.progress(len(members), "runs", is_main=True) as bar:
-        for member in members:
-            bar.set_description(member.name)
-            words = [*flags[member.name], "--tracking", config.tracking]
-            try:
-                train(out, member.method, words, member.name)
-            except Exception as error:  # whatever it is, the others can be compared
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                failed[member.name] = str(error) or type(error).__name__
-                console.say(f"{member.name} failed: {failed[member.name]}")
+        for name, _, error in called(train, calls, config.jobs, out / "logs"):
+            if error:  # whatever it is, the others can be compared
+                error += f"; its output is in {out}/logs/{name}.log" * (config.jobs > 1)
+                failed[name] = error
+                console.say(f"{name} failed: {error}")
             bar.update()
     results = [
         studies.read(runs.read_run(out / "runs" / member.name), member)
@@ -151,12 +151,15 @@ def main(config: Config) -> dict:
     folder = emptied(out / "report", "results.json")
     rows = studies.table(groups, baselines)
     figures = {
-        "accuracy_by_labels": accuracies.by_labels(studies.curves(groups), list(groups)),
+        "accuracy_by_labels": accuracies.by_labels(
+            studies.curves(groups), list(groups), studies.baseline_curves(baselines)
+        ),
         "accuracy_by_seconds": accuracies.by_seconds(studies.progress(largest)),
     }
     with made(folder):
         write_json(folder / "results.json", {"recommendation": lines, "failed": failed})
-    markdown = "".join(f"- {line}\n" for line in lines) + "\n" + tables.as_markdown(rows)
+    advice = "".join(f"- {line}\n" for line in lines)
+    markdown = f"# Recommendation\n\n{advice}\n# Measurements\n\n{tables.as_markdown(rows)}"
     write(folder / "study.md", markdown.encode())
 
     # ---------------------------------------------------------------- W&B
@@ -232,12 +235,12 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         epochs = dict.fromkeys(flags, config.epochs)
     else:
         available = max(counts.values())
-        speed = {method: trial(config, method, available) for method in config.methods}
-        share = 60 * config.minutes / len(members)  # seconds of training of each run
+        speed = speeds(config, available)
+        share = 60 * config.minutes * config.jobs / len(members)  # seconds of training of each run
         takes = {m.name: counts[m.name] / speed[m.method] for m in members}  # seconds an epoch
         slowest = max(takes, key=takes.get)
         if takes[slowest] > share:
-            needed = takes[slowest] * len(members) / 60
+            needed = takes[slowest] * len(members) / 60 / config.jobs
             raise UserError(
                 f"--minutes {config.minutes:g} are too few: each of {len(members)} runs may train "
                 f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
@@ -302,30 +305,54 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
-def trial(config: Config, method: str, available: int) -> float:
-    """Images per second of a method's training, in the second of two short epochs.
+def speeds(config: Config, available: int) -> dict[str, float]:
+    """Images per second of each method's training, in the second of two short epochs.
 
     `available` is the number of training images.
     """
     most = min(TRIAL_STEPS * config.batch_size, available)
-    words = shared(config, Member("", method, "all", seed=0), most)
-    words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
-    words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
-    console.say(f"measuring how fast {method} trains")
+    console.say(f"measuring how fast {', '.join(config.methods)} train")
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder), method, words, "trial")
-        rows = Path(folder) / "runs/trial/metrics.jsonl"
-        return [
-            row["time/images_per_second"]
-            for row in read_rows(rows)
-            if "time/images_per_second" in row
-        ][-1]
+        calls = {}
+        for method in config.methods:
+            words = shared(config, Member("", method, "all", seed=0), most)
+            words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
+            words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
+            calls[method] = folder, method, words, method
+        for method, _, error in called(train, calls, config.jobs, Path(folder) / "logs"):
+            if error:
+                raise UserError(f"{method} does not train: {error}")
+            rows = read_rows(Path(folder) / "runs" / method / "metrics.jsonl")
+            key = "time/images_per_second"
+            found[method] = [row[key] for row in rows if key in row][-1]
+    return found
 
 
-def train(out: Path, method: str, words: Sequence[str], name: str) -> None:
+def called(
+    function: Callable, calls: Mapping[str, tuple], at_a_time: int, logs: Path
+) -> Iterator[tuple[str, Any, str | None]]:
+    """`jobs.run`; one call at a time happens in this process, where its output is seen."""
+    if at_a_time > 1:
+        try:
+            yield from jobs.run(function, calls, at_a_time, Path(__file__).stem, logs)
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on")
+            raise SystemExit(130) from None
+        return
+    for name, arguments in calls.items():
+        try:
+            yield name, function(*arguments), None
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            yield name, None, str(error) or type(error).__name__
+
+
+def train(out: str, method: str, words: Sequence[str], name: str) -> None:
     """Start a run, resume it, or do nothing where it is finished."""
     script = SCRIPTS[method]
-    script.main(parse(script.Config, [*words, "--resume", str(out / "runs" / name)]))
+    script.main(parse(script.Config, [*words, "--resume", str(Path(out) / "runs" / name)]))
 
 
 def baselines_of(

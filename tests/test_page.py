@@ -57,7 +57,9 @@ def text() -> str:
     found = [comparison.nearest(torch.tensor(x), comparison.MAP_NEIGHBORS).numpy() for x in LATENTS]
     pixels, good, bad = zip(("pixels", "good", "bad"), ["note"] * 3, PLACES, found, strict=True)
     maps = [page.Map(*pixels), page.Map(*good, LABELS), page.Map(*bad, GUESSES, CONFIDENCES)]
-    return build(maps, images, LABELS, NAMES, COLORS, recommendation=["Use <good>.", "Because."])
+    return build(
+        maps, images, LABELS, NAMES, COLORS, recommendation=["speed: <good>, 2 s", "Else."]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -484,6 +486,7 @@ def test_a_single_map_without_a_classifier(browser, tmp_path):
     assert values == ["label"]
     assert not all_of(browser, "label:has([value=most-moved])")[0].is_displayed()
     assert all_of(browser, ".recommendation") == []
+    assert "Recommendation" not in browser.page_source
     move(browser, place(browser, 0, 3), press=True)
     assert len(all_of(browser, "#neighbors .row .picture")) == 8
     without_errors(browser)
@@ -493,7 +496,9 @@ def test_names_are_text_and_not_markup(opened):
     assert opened.title == "Spaces of <digits>"
     assert [chip.text for chip in all_of(opened, ".chip")] == NAMES
     assert all_of(opened, ".warning")[0].text == "left out: runs/x & y"
-    assert all_of(opened, ".recommendation")[0].text == "Use <good>.\nBecause."
+    assert all_of(opened, ".recommendation")[0].text == "speed: <good>, 2 s\nElse."
+    assert [need.text for need in all_of(opened, ".recommendation b")] == ["speed"]
+    assert all_of(opened, "h2")[0].text == "Recommendation"
     assert [cell.text for cell in all_of(opened, ".best")] == ["99 %"]
 
 

@@ -12,6 +12,7 @@ import study
 from common.config import parse
 from common.data import layout
 from common.errors import UserError
+from common.run.runtime import usable_cores
 
 TINY = (
     *("--encoder=cnn", "--width=4", "--image_size=16", "--limit_train=96", "--batch_size=32"),
@@ -72,7 +73,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
     ]
     report = tmp_path / "study/report"
     text = (report / "study.md").read_text()
-    assert all(f"- {line}\n" in text for line in lines)
+    assert text.startswith("# Recommendation\n\n") and all(f"- {line}\n" in text for line in lines)
     assert "| linear probe |" in text and "**2 labels per class**" in text
     assert text.count("| seconds of training |") == 2
     for line in [line for line in text.splitlines() if line.startswith("| linear probe |")]:
@@ -93,7 +94,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
 
 def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_comparison, monkeypatch):
     speeds = {"joint": 96.0, "ae": 48.0}  # images per second
-    monkeypatch.setattr(study, "trial", lambda config, method, _: speeds[method])
+    monkeypatch.setattr(study, "speeds", lambda config, available: speeds)
     words = ("--methods", "ae", "joint", "--minutes", str(10 / 60))
     run(tmp_path / "study", *words)  # 2.5 s for each of four runs
     stored = json.loads((tmp_path / "study/study.json").read_text())
@@ -116,8 +117,22 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
 
 
 def test_a_trial_measures_the_speed_of_training():
-    speed = study.trial(parse(study.Config, [*TINY, "--epochs=1"]), "joint", 96)
+    config = parse(study.Config, [*TINY, "--epochs=1", "--methods", "joint"])
+    (speed,) = study.speeds(config, 96).values()
     assert 10 < speed < 1e6
+
+
+def test_several_runs_at_a_time(tmp_path, no_comparison, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    words = ("--epochs=1", "--methods", "joint", "supcon", "--labels_per_class", "all")
+    found = run(tmp_path / "study", *words, "--jobs=2", "--learning_rate=1e-3")
+    assert found["failed"] == {}
+    for name in ("joint-all-seed0", "supcon-all-seed0"):
+        facts = json.loads((tmp_path / "study/runs" / name / "config.json").read_text())["facts"]
+        assert facts["threads"] == max(1, usable_cores() // 2)
+        assert "epoch 1/" in (tmp_path / "study/logs" / f"{name}.log").read_text()
+    # one at a time finds them finished; the number of jobs is no setting of the study
+    assert run(tmp_path / "study", *words, "--learning_rate=1e-3") == found
 
 
 def test_a_run_that_fails_is_named_and_the_others_compared(tmp_path, no_comparison, monkeypatch):

@@ -13,12 +13,14 @@ SIZE = (5.6, 3.6)  # inches
 
 @plots.styled
 def by_labels(
-    curves: Mapping[str, Mapping[str, tuple[float, float, float]]], labels: Sequence[str]
+    curves: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    labels: Sequence[str],
+    baselines: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """A line for each method: its accuracy, and the limits of its interval, by labels per class.
 
     `labels` in rising order, as texts. `curves`: value, low and high (fractions) by method and by
-    label; a label may be missing.
+    label; `baselines`: values by name and by label, drawn dashed. A label may be missing.
     """
     figure = Figure(figsize=SIZE, dpi=plots.DPI, layout="constrained")
     axes = figure.subplots()
@@ -34,6 +36,11 @@ def by_labels(
             beside, means, (below, above), label=name, color=plots.TEN[n % 10], marker="o",
             markersize=3, linewidth=1.2, capsize=2,
         )  # fmt: skip
+    for (name, found), dashes in zip(baselines.items(), ((4, 2), (1, 1.5)), strict=False):
+        places = [k for k, label in enumerate(labels) if label in found]
+        values = [100 * found[labels[k]] for k in places]
+        look = {"dashes": dashes, "marker": "x", "markersize": 4, "linewidth": 1}
+        axes.plot(places, values, label=name, color=plots.GRAY, **look)
     axes.set_xticks(range(len(labels)), labels)
     axes.set(title="accuracy of the linear probe on test images", xlabel="labels per class")
     return _finished(figure)
@@ -61,5 +68,5 @@ def _finished(figure: Figure) -> Figure:
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g} %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color=plots.PALE, linewidth=0.5)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=6)
     return figure

@@ -65,7 +65,7 @@ def build(
         table: its first row is the header; a row without cells is the title of a section.
         sheet: a PNG. images: uint8 (N,C,S,S), C 1 or 3. indices: int (N,), by which the page calls
             the images. labels: int (N,), into class_names. colors: #rrggbb of each class.
-        recommendation: lines that are highlighted under the title.
+        recommendation: lines "need: method" that are highlighted under the title.
     """
     page_data = {
         "names": list(class_names),
@@ -80,7 +80,9 @@ def build(
         f"<span>{html.escape(m.note)}</span></figcaption></figure>"
         for m in maps
     )
-    advice = "".join(f"<li>{html.escape(line)}</li>" for line in recommendation)
+    advice = "".join(f"<li>{_with_bold_need(line)}</li>" for line in recommendation)
+    if advice:
+        advice = f'<h2>Recommendation</h2><ul class="recommendation">{advice}</ul>'
     parts = {
         "TITLE": html.escape(title),
         "FACTS": "".join(f"<li>{html.escape(fact)}</li>" for fact in facts),
@@ -88,7 +90,7 @@ def build(
         "TABLE": _table(table),
         "SHEET": base64.b64encode(sheet).decode(),
         "COUNT": f"{len(images):,}",
-        "RECOMMENDATION": f'<ul class="recommendation">{advice}</ul>' if advice else "",
+        "RECOMMENDATION": advice,
         "MAPS": figures,
         "ATLAS": _atlas(images),
         "COLUMNS": str(page_data["columns"]),
@@ -99,6 +101,12 @@ def build(
     # text and @@NAME@@ in turn
     pieces = (HERE / "page.html").read_text("utf-8").split("@@")
     return "".join(parts[piece] if n % 2 else piece for n, piece in enumerate(pieces))
+
+
+def _with_bold_need(line: str) -> str:
+    """A line of the recommendation as HTML, what it is about in bold."""
+    need, colon, rest = (html.escape(part) for part in line.partition(":"))
+    return f"<b>{need}</b>{colon}{rest}" if colon else need
 
 
 def _map_data(m: Map) -> dict:

@@ -197,6 +197,17 @@ def curves(groups: dict[str, list[Result]]) -> dict[str, dict[str, tuple[float, 
     return found
 
 
+def baseline_curves(
+    baselines: dict[str, dict[str, list[np.ndarray]]],
+) -> dict[str, dict[str, float]]:
+    """Accuracy of the linear probe on PCA and pixels, by name and labels per class."""
+    found: dict[str, dict[str, float]] = {}
+    for labels, values in baselines.items():
+        for name, by_seed in values.items():
+            found.setdefault(name, {})[labels] = float(np.mean(by_seed))
+    return found
+
+
 def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
     """Seconds of training and kNN accuracy on validation (2,n) of each run, by method."""
     found: dict[str, list[np.ndarray]] = {}

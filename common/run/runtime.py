@@ -155,9 +155,7 @@ def set_threads(resume: str | None = None) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
     if chosen and not (launched and chosen == "1"):
         return
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    threads = max(1, cores // _number("LOCAL_WORLD_SIZE", 1))
+    threads = max(1, usable_cores() // _number("LOCAL_WORLD_SIZE", 1))
     config = Path(resume or "") / "config.json"
     if resume and config.is_file() and isinstance(facts := read_json(config).get("facts"), dict):
         same = device_name(torch.device("cpu")), _number("WORLD_SIZE", 1)
@@ -165,6 +163,12 @@ def set_threads(resume: str | None = None) -> None:
             threads = facts.get("threads", threads)
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: fewer than there are in a container, say."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
 
 
 def _keep_freed_memory() -> None:

@@ -311,7 +311,7 @@ def _table(wandb: Any, key: str, columns: Sequence[str], rows: Sequence[Sequence
     if len(rows) > most:
         say(f"W&B: {key} shows the first {most:,} of {len(rows):,} rows; a table holds no more")
     rows = [list(row) for row in rows[:most]]
-    # W&B checks the type of each cell, which takes seconds; one row of each kind teaches it the same
+    # W&B checks the type of each cell, which takes seconds; one row of each kind is enough
     kinds = {tuple(map(type, row)): row for row in rows}
     table = wandb.Table(list(columns), list(kinds.values()))
     table.data = rows

@@ -6,8 +6,8 @@ BIN := .venv/bin
 .PHONY: demo test test-lowest lint bench check-sweeps results clean
 
 demo: .venv/run
-	$(BIN)/python study.py --image_size 16 --width 16 --epochs 6 --seeds 1 --labels_per_class 10 all --jobs 2 \
-		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/python study.py --image_size 16 --width 16 --epochs 8 --seeds 1 --labels_per_class 10 all \
+		--jobs 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 # worksteal leaves neighbours together, so that what they share is made once
 test: .venv/test
@@ -25,6 +25,7 @@ bench: .venv/bench  # speed and memory beside the peers; wants an idle machine
 	$(BIN)/python -W ignore benchmarks/run_all.py
 
 results: .venv/run  # the tables of RESULTS.md, and the command of each row
+	$(BIN)/python benchmarks/collect_studies.py
 	$(BIN)/python benchmarks/collect_results.py
 
 check-sweeps: .venv-sweeps/done  # against W&B's own schema

@@ -181,7 +181,8 @@ def main(config: Config) -> dict:
         tracker.table("tables/study", header, others, step=0)
         for name, figure in figures.items():
             tracker.figure(name, figure, name.replace("_", " "), step=0)
-        end = tracker.finish({})
+        found = studies.by_method(largest, "linear")
+        end = tracker.finish({f"{m}/linear_accuracy": np.mean(v) for m, v in found.items()})
     end += [f"page:         {compared}/index.html", f"study:        {folder}/study.md"]
     said = [f"- {line}" for line in lines]
     for line in ("", tables.as_text(rows), "", "recommendation", *said, "", *end):

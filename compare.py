@@ -41,7 +41,7 @@ from common.run import runs, runtime, tracking
 
 METHOD = "compare"
 CONFUSIONS = 5  # the most frequent ones are shown
-LARGEST_PCA_SPACE = 512  # dimensions; a probe on more takes minutes and tells nothing new
+LARGEST_PCA_SPACE = 512  # dimensions; probes on more take minutes
 TOLERANCE = 0.005  # of accuracy, between the run's own and ours: rounding differs between machines
 
 
@@ -164,10 +164,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     # ---------------------------------------------------------------- Baselines
     own, encoders = list(spaces), {}
     for size in sorted({group[0].map_latents.shape[1] for group in spaces.values()}):
-        if size > LARGEST_PCA_SPACE:
-            pca, why_not = None, f"with more than {LARGEST_PCA_SPACE} it is nearly the pixels"
-        else:
-            pca, why_not = report.fit_pca(images.train, size)
+        pca, why_not = fit_pca(images.train, size)
         if pca is None:
             facts.append(f"PCA-{size} is left out: {why_not}")
         else:
@@ -300,6 +297,13 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     for line in ("", tables.as_text(rows), "", *facts, *warnings, "", *end):
         console.say(line)
     return results
+
+
+def fit_pca(split, dimensions: int) -> tuple:
+    """`report.fit_pca`, or why it is left out."""
+    if dimensions > LARGEST_PCA_SPACE:
+        return None, f"measuring more than {LARGEST_PCA_SPACE} dimensions takes minutes"
+    return report.fit_pca(split, dimensions)
 
 
 def refuse_if_none(chosen: list[runs.Run], left_out: dict[str, str]) -> None:

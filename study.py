@@ -14,6 +14,7 @@ was stopped. What to expect on 2 CPU cores: digits in two minutes.
     python study.py --dataset cifar10 --epochs 8 --seeds 3
 """
 
+import math
 import os
 import shlex
 import shutil
@@ -87,7 +88,7 @@ class Config:
     optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
     learning_rate: PositiveFloat = 0.2  # peak rate
     # Run
-    jobs: PositiveInt = 1  # runs at a time; small networks leave a GPU or the other cores idle
+    jobs: PositiveInt = 1  # runs at a time, each in a process of its own
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     out: Place = "study"  # the folder of all runs and results; an existing study is continued
     project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
@@ -117,11 +118,12 @@ def main(config: Config) -> dict:
         for m in members
     }
     with console.progress(len(members), "runs", is_main=True) as bar:
-        for name, _, error in called(train, calls, config.jobs, out / "logs"):
+        for name, error in called(train, calls, config.jobs, out / "logs"):
             if error:  # whatever it is, the others can be compared
-                error += f"; its output is in {out}/logs/{name}.log" * (config.jobs > 1)
                 failed[name] = error
                 console.say(f"{name} failed: {error}")
+            elif config.jobs > 1:
+                console.say(f"{name} is finished; its output is in {out}/logs/{name}.log")
             bar.update()
     results = [
         studies.read(runs.read_run(out / "runs" / member.name), member)
@@ -237,24 +239,25 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     else:
         available = max(counts.values())
         speed = speeds(config, available)
-        share = 60 * config.minutes * config.jobs / len(members)  # seconds of training of each run
+        rounds = math.ceil(len(members) / config.jobs)
+        share = 60 * config.minutes / rounds  # seconds of training of each run
         takes = {m.name: counts[m.name] / speed[m.method] for m in members}  # seconds an epoch
         slowest = max(takes, key=takes.get)
         if takes[slowest] > share:
-            needed = takes[slowest] * len(members) / 60 / config.jobs
+            needed = takes[slowest] * rounds / 60
             raise UserError(
                 f"--minutes {config.minutes:g} are too few: each of {len(members)} runs may train "
                 f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
                 f"at least {needed:.1f}, or fewer --methods, --seeds or --labels_per_class"
             )
-        epochs = {name: int(share / seconds) for name, seconds in takes.items()}
+        epochs = {name: round(share / seconds) for name, seconds in takes.items()}
     for name, words in flags.items():
         every = max(1, epochs[name] // 10)
         words += ["--epochs", str(epochs[name]), "--evaluate_every", str(every)]
     script = {m.name: SCRIPTS[m.method].__name__ for m in members}
     commands = {name: f"python {script[name]}.py {shlex.join(w)}" for name, w in flags.items()}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"settings": settings, "commands": commands})
+    write_json(path, {"settings": settings, "jobs": config.jobs, "commands": commands})
     return flags
 
 
@@ -309,45 +312,50 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
 def speeds(config: Config, available: int) -> dict[str, float]:
     """Images per second of each method's training, in the second of two short epochs.
 
-    `available` is the number of training images.
+    With as many runs beside each other as there will be. `available` is the number of training
+    images.
     """
     most = min(TRIAL_STEPS * config.batch_size, available)
-    console.say(f"measuring how fast {', '.join(config.methods)} train")
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        calls = {}
         for method in config.methods:
+            console.say(f"measuring how fast {method} trains")
             words = shared(config, Member("", method, "all", seed=0), most)
             words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
             words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
-            calls[method] = folder, method, words, method
-        for method, _, error in called(train, calls, config.jobs, Path(folder) / "logs"):
-            if error:
-                raise UserError(f"{method} does not train: {error}")
-            rows = read_rows(Path(folder) / "runs" / method / "metrics.jsonl")
+            names = [f"{method}-{k}" for k in range(config.jobs)]
+            calls = {name: (folder, method, words, name) for name in names}
+            logs = Path(folder) / "logs"
+            for name, error in called(train, calls, config.jobs, logs):
+                if error:
+                    if config.jobs > 1:
+                        console.say((logs / f"{name}.log").read_text(encoding="utf-8"))
+                    raise UserError(f"{method} does not train: {error}")
             key = "time/images_per_second"
-            found[method] = [row[key] for row in rows if key in row][-1]
+            rows = [read_rows(Path(folder) / "runs" / name / "metrics.jsonl") for name in names]
+            found[method] = np.mean([[r[key] for r in each if key in r][-1] for each in rows])
     return found
 
 
 def called(
     function: Callable, calls: Mapping[str, tuple], at_a_time: int, logs: Path
-) -> Iterator[tuple[str, Any, str | None]]:
+) -> Iterator[tuple[str, str | None]]:
     """`jobs.run`; one call at a time happens in this process, where its output is seen."""
     if at_a_time > 1:
         try:
-            yield from jobs.run(function, calls, at_a_time, Path(__file__).stem, logs)
+            yield from jobs.run(function, calls, at_a_time, logs)
         except KeyboardInterrupt:
-            console.say("stopped; the same command goes on")
+            console.say("stopped; the same command again continues it")
             raise SystemExit(130) from None
         return
     for name, arguments in calls.items():
         try:
-            yield name, function(*arguments), None
+            function(*arguments)
+            yield name, None
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()
-            yield name, None, str(error) or type(error).__name__
+            yield name, str(error) or type(error).__name__
 
 
 def train(out: str, method: str, words: Sequence[str], name: str) -> None:

@@ -176,7 +176,7 @@ def recipes(best: dict[tuple[str, str], list[dict]]) -> str:
 
 def on_validation(runs: list[dict]) -> float:
     """Mean validation accuracy over seeds, by which settings are chosen."""
-    return statistics.mean(run["summary"].get("val/accuracy", 0.0) for run in runs)
+    return statistics.mean(run["summary"]["val/accuracy"] for run in runs)
 
 
 def identity(run: dict) -> tuple:
@@ -331,13 +331,13 @@ def surroundings(runs: list[dict]) -> str:
     """Hardware, versions, commits and seeds of the runs of one table."""
 
     def each(name: str) -> str:
-        values = (str(run["facts"].get(name)).split(" or ") for run in runs)  # "1 or 2" threads
-        return " or ".join(sorted({value for several in values for value in several}))
+        return " or ".join(sorted({str(run["facts"].get(name)) for run in runs}))
 
     seeds = ", ".join(sorted({str(run["settings"]["seed"]) for run in runs}))
     return (
-        f"Seeds {seeds}; {each('device')}; {each('threads')} threads, {each('processes')} process; "
-        f"Python {each('python')}, torch {each('torch')}; commit {each('commit')}."
+        f"Seeds {seeds}; {each('device')}; threads {each('threads')}, processes "
+        f"{each('processes')}; Python {each('python')}, torch {each('torch')}; commit "
+        f"{each('commit')}."
     )
 
 

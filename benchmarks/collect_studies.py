@@ -14,6 +14,7 @@ import shlex
 from pathlib import Path
 
 import collect_results
+import numpy as np
 from pages import put_between_marks
 
 import study
@@ -26,6 +27,7 @@ ROWS = (
     *("linear probe", "the method's own classifier", "5 nearest neighbors, cosine"),
     *("retrieval, mean average precision", "reconstruction MSE", "seconds of training"),
 )
+FACTS = ("device", "threads", "python", "torch", "commit")  # of the runs
 # flags that say how a study was run, not what it is
 LOCAL = {*study.FREE, "project", "tags"}
 
@@ -33,7 +35,7 @@ LOCAL = {*study.FREE, "project", "tags"}
 def main(folders: list[Path], keep: bool) -> str:
     kept = read_rows(KEPT) if KEPT.exists() else []
     found = kept + [read_study(folder) for folder in folders]
-    studies = {json.dumps([s["data"], s["settings"]], sort_keys=True): s for s in found}
+    studies = {json.dumps([s["data"], s["settings"], s["jobs"]], sort_keys=True): s for s in found}
     studies = [studies[key] for key in sorted(studies)]
     text = "".join(f"\n{section(found)}" for found in studies)
     if keep:
@@ -54,43 +56,55 @@ def read_study(folder: Path) -> dict:
     stored = read_json(folder / "study.json")
     lines = (folder / "report/study.md").read_text(encoding="utf-8").splitlines()
     table = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if x[:1] == "|"]
-    runs = [collect_results.read_run(folder / "runs" / name) for name in stored["commands"]]
-    runs = [run for run in runs if run is not None]
+    names = [name for name in stored["commands"] if (folder / "runs" / name).is_dir()]
+    runs = {name: collect_results.read_run(folder / "runs" / name) for name in names}
+    runs = {name: run for name, run in runs.items() if run is not None}
+    if not runs:
+        raise UserError(f"{folder} holds no finished run; run study.py to its end")
+    facts = [run["facts"] for run in runs.values()]
+    sizes = {name: shape_of_latents(folder / "runs" / name) for name in runs}
     return {
-        "data": runs[0]["data"],
+        "data": next(iter(runs.values()))["data"],
         "settings": {k: v for k, v in stored["settings"].items() if k not in LOCAL},
+        "jobs": stored.get("jobs", 1),
         "recommendation": [line[2:] for line in lines if line.startswith("- ")],
         "table": [table[0], *table[2:]],
-        "epochs": {name: epochs(command) for name, command in stored["commands"].items()},
-        "train_images": max(run["facts"]["train_images"] for run in runs),
-        "seconds": sum(run["seconds"] for run in runs),
-        "facts": runs[0]["facts"],
-        "commits": sorted({str(run["facts"]["commit"]) for run in runs}),
+        "epochs": {name: run["settings"]["epochs"] for name, run in runs.items()},
+        "dimensions": {name.split("-")[0]: size for name, (_, size) in sizes.items()},
+        "train_images": max(fact["train_images"] for fact in facts),
+        "test_images": max(count for count, _ in sizes.values()),
+        "seconds": sum(run["seconds"] for run in runs.values()),
+        **{name: sorted({str(fact[name]) for fact in facts}) for name in FACTS},
     }
 
 
-def epochs(command: str) -> int:
-    words = shlex.split(command)
-    return int(words[words.index("--epochs") + 1])
+def shape_of_latents(folder: Path) -> tuple[int, int]:
+    """Number and dimensions of the latents of test images that a run has written."""
+    with np.load(folder / "latents.npz") as arrays:
+        return arrays["latents"].shape
 
 
 def section(found: dict) -> str:
-    """One study: command, recommendation, and the rows that answer it."""
-    facts, (header, *rows) = found["facts"], found["table"]
-    is_shown = [row[0].startswith("**") or row[0] in ROWS for row in rows]
-    rows = [row for row, shown in zip(rows, is_shown, strict=True) if shown]
+    """One study: command, recommendation, and the most important rows of its table."""
+    header, *rows = found["table"]
+    rows = [row for row in rows if row[0].startswith("**") or row[0] in ROWS]
     lines = [f"### {found['data']}", "", "```bash", command(found), "```", ""]
     lines += [f"- {line}" for line in found["recommendation"]]
     lines += ["", collect_results.markdown(tuple(header), rows)]
-    trained = {}
+    epochs: dict[str, list[str]] = {}
     for name, count in found["epochs"].items():
-        trained.setdefault(name.rsplit("-", 1)[0], str(count))
+        epochs.setdefault(name.rsplit("-", 1)[0], []).append(str(count))
+    told = [f"{' or '.join(sorted(set(counts)))} ({name})" for name, counts in epochs.items()]
+    sizes = [f"{size:,} ({name})" for name, size in found["dimensions"].items()]
+    facts = {name: " or ".join(found[name]) for name in FACTS}
+    seeds = found["settings"]["seeds"]
     lines.append(
-        f"{found['train_images']:,} training images; epochs "
-        f"{', '.join(f'{count} ({name})' for name, count in trained.items())}; "
-        f"{found['seconds'] / 60:.0f} minutes of training in all; {facts['device']}, "
-        f"{facts['threads']} thread(s) a run; Python {facts['python']}, torch {facts['torch']}; "
-        f"commit {' or '.join(found['commits'])}."
+        f"n = {seeds}; ± is half of a 95 % interval over {found['test_images']:,} test images"
+        f"{' and over seeds' if seeds > 1 else ', and says nothing of other seeds'}. "
+        f"{found['train_images']:,} training images; dimensions of the latents: "
+        f"{', '.join(sizes)}; epochs: {', '.join(told)}; {found['seconds'] / 60:.0f} minutes of "
+        f"training in all; {facts['device']}, threads of a run: {facts['threads']}; "
+        f"Python {facts['python']}, torch {facts['torch']}; commit {facts['commit']}."
     )
     return "\n".join(lines) + "\n"
 
@@ -101,7 +115,10 @@ def command(found: dict) -> str:
     for name, default in dataclasses.asdict(study.Config()).items():
         value = found["settings"].get(name, default)
         if value not in (default, list(default) if isinstance(default, tuple) else default):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            texts = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *(f"{x:g}" if isinstance(x, float) else str(x) for x in texts)]
+    if found["jobs"] > 1:
+        words += ["--jobs", str(found["jobs"])]
     if found["settings"]["dataset"] == "folder":
         name = found["data"].removeprefix("Folder ")
         words += ["--data_dir", collect_results.IN_COMMANDS.get(found["data"], name)]

@@ -302,3 +302,9 @@ def test_classes_and_confusions_of_a_hand_made_case():
 def test_as_many_labels_as_there_are_and_no_more():
     latents = probes.Latents(*(torch.zeros(20, 2), torch.arange(20) % 2) * 3)
     assert probes.label_efficiency(latents, 2, comparison.LABELS_PER_CLASS, 1).keys() == {10}
+
+
+def test_pca_of_very_many_dimensions_is_left_out(monkeypatch):
+    monkeypatch.setattr(compare.report, "fit_pca", lambda split, dimensions: ("fitted", ""))
+    assert compare.fit_pca(None, 512) == ("fitted", "")
+    assert compare.fit_pca(None, 513) == (None, "measuring more than 512 dimensions takes minutes")

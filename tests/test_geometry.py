@@ -110,7 +110,11 @@ def test_tsne_keeps_two_far_clusters_apart_and_repeats_itself():
     latents[20:] += 20
     points = geometry.tsne(latents, seed=0)
     assert points.shape == (40, 2)
+    again = geometry.tsne(latents, seed=0)
+    assert (points == again).all()
+    again += 1  # the caller's own: what is remembered stays as it is
     assert (points == geometry.tsne(latents, seed=0)).all()
+    assert not (points == geometry.tsne(latents + torch.randn(40, 60) / 10, seed=0)).all()
     labels = torch.arange(40) // 20
     assert geometry.silhouette(torch.from_numpy(points), labels).value > 0.6
 

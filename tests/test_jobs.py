@@ -5,21 +5,24 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.errors import UserError
-from common.run import jobs
+from common.run import jobs, runtime
 
 
-def double(number: float) -> float:
-    print(f"doubling {number}")
+def check(number: int) -> None:
+    print(f"checking {number}")
     if number < 0:
         raise UserError(f"{number} is below 0")
     if number == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 13:
-        raise SystemExit(7)
-    return 2 * number / (number != 99)
+        raise SystemExit("thirteen is not counted")
+    if number == 99:
+        os.system("echo from another program")
+        1 / 0  # noqa: B018
 
 
 def wait_for_sigterm(ready: str) -> None:
@@ -27,64 +30,75 @@ def wait_for_sigterm(ready: str) -> None:
     time.sleep(60)
 
 
-def test_results_and_failures_by_name(tmp_path):
+def write_threads(path: str) -> None:
+    runtime.usable_cores = lambda: 8
+    runtime.set_threads()
+    Path(path).write_text(f"{os.environ['OMP_NUM_THREADS']} {os.environ.get('ANSWER')}")
+
+
+def test_failures_by_name(tmp_path):
     calls = {str(number): (number,) for number in (1, -2, 0, 13, 99, 4)}
-    found = {name: rest for name, *rest in jobs.run(double, calls, 3, "torch", tmp_path / "logs")}
-    assert found == {
-        "1": [2, None],
-        "-2": [None, "-2 is below 0"],
-        "0": [None, "killed by SIGKILL (no memory left?)"],
-        "13": [None, "ended with status 7"],
-        "99": [None, "division by zero"],
-        "4": [8, None],
+    assert dict(jobs.run(check, calls, 3, tmp_path / "logs")) == {
+        "1": None,
+        "-2": "-2 is below 0",
+        "0": "killed by SIGKILL (no memory left?)",
+        "13": "ended with status 1",
+        "99": "division by zero",
+        "4": None,
     }
-    assert (tmp_path / "logs/1.log").read_text() == "doubling 1\n"
-    assert "ZeroDivisionError" in (tmp_path / "logs/99.log").read_text()
-    assert "Traceback" not in (tmp_path / "logs/-2.log").read_text()
+    logs = {path.stem: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert logs["1"] == "checking 1\n"
+    assert "thirteen is not counted" in logs["13"]
+    assert "from another program" in logs["99"] and "ZeroDivisionError" in logs["99"]
+    assert "Traceback" not in logs["-2"]
 
 
 def test_who_leaves_early_leaves_nobody_behind(tmp_path):
     ready = tmp_path / "ready"
     calls = {"slow": (str(ready),), "broken": (1, 2, 3)}  # too many arguments: it ends at once
-    for name, _, error in jobs.run(wait_for_sigterm, calls, 2, "torch", tmp_path):
+    for name, error in jobs.run(wait_for_sigterm, calls, 2, tmp_path):
         assert name == "broken" and "takes 1 positional argument" in error
         process = started(ready)
+        assert is_alive(process)
         break
     else:
         pytest.fail("nothing came")
     assert not is_alive(process)
 
 
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_the_one_that_started_them(tmp_path, number):
     ready = tmp_path / "ready"
     code = (
-        "from common.run import jobs; import test_jobs; "
-        f"list(jobs.run(test_jobs.wait_for_sigterm, dict(a=({str(ready)!r},)), 1, 'torch', "
-        f"__import__('pathlib').Path({str(tmp_path)!r})))"
+        "from pathlib import Path; from common.run import jobs; import test_jobs; "
+        f"calls = {{'a': ({str(ready)!r},)}}; "
+        f"list(jobs.run(test_jobs.wait_for_sigterm, calls, 1, Path({str(tmp_path)!r})))"
     )
     places = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)])
     parent = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": places}
     )
     process = started(ready)
-    parent.kill()
-    parent.wait()
-    ends = time.monotonic() + 20
+    assert is_alive(process)
+    parent.send_signal(number)
+    assert parent.wait() == (143 if number == signal.SIGTERM else -number)
+    ends = time.monotonic() + (20 if number == signal.SIGKILL else 0)
     while is_alive(process) and time.monotonic() < ends:
         time.sleep(0.1)
-    assert not is_alive(process)
+    assert not is_alive(process)  # after a SIGTERM it was waited for
 
 
-@pytest.mark.parametrize("chosen", [None, "3"])
-def test_processes_share_the_cores_unless_threads_were_chosen(tmp_path, monkeypatch, chosen):
+@pytest.mark.parametrize(("chosen", "threads"), [(None, "4"), ("3", "3")])
+def test_processes_share_the_cores_unless_threads_were_chosen(
+    tmp_path, monkeypatch, chosen, threads
+):
+    monkeypatch.setenv("ANSWER", "42")  # the environment is that of the call
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    else:
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(jobs.runtime, "usable_cores", lambda: 8)
-    with jobs._shared_cores(4):
-        assert os.environ["OMP_NUM_THREADS"] == (chosen or "2")
-    assert os.environ.get("OMP_NUM_THREADS") == chosen
+    path = tmp_path / "threads"
+    assert dict(jobs.run(write_threads, {"a": (str(path),)}, 2, tmp_path)) == {"a": None}
+    assert path.read_text() == f"{threads} 42"
 
 
 def started(ready: Path) -> int:
@@ -96,7 +110,6 @@ def started(ready: Path) -> int:
 
 def is_alive(process: int) -> bool:
     try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"

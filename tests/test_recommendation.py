@@ -63,9 +63,12 @@ def test_the_cheapest_is_within_a_point_of_the_best():
     need = Need("", {"joint": [right(0.9)], "supcon": [right(0.895)], "ae": [right(0.8)]})
     seconds = {"joint": 100.0, "supcon": 1500.0, "ae": 10.0}
     text = recommendation.cheapest(need, seconds)
-    assert text.endswith("joint (90.0%), 100 s of training")
+    assert text.endswith("accuracy: joint (90.0%, 100 s of training)")
     text = recommendation.cheapest(need, seconds | {"supcon": 50.0})
-    assert "supcon (89.5%), 50 s" in text
+    assert text.endswith("accuracy: supcon (89.5%, 50 s of training)")
+    text = recommendation.cheapest(need, seconds | {"supcon": 85.0})
+    both = "supcon (89.5%, 85 s of training) and joint (90.0%, 100 s of training)"
+    assert text.endswith(f"accuracy: cannot be told between {both}")
     assert "no method" in recommendation.cheapest(need, {"ae": 1.0})
 
 

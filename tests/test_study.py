@@ -116,6 +116,16 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
     assert not (tmp_path / "short").exists()
 
 
+@pytest.mark.parametrize(("jobs", "epochs"), [(1, 5), (2, 10), (3, 10), (4, 20), (8, 20)])
+def test_the_time_is_that_of_the_wall_clock(tmp_path, monkeypatch, jobs, epochs):
+    monkeypatch.setattr(study, "speeds", lambda config, available: {"ae": 96.0, "joint": 96.0})
+    words = (*TINY, "--seeds=2", "--methods", "ae", "joint", "--labels_per_class", "all")
+    config = parse(study.Config, [*words, "--minutes", str(20 / 60), f"--jobs={jobs}"])
+    members = [study.Member(f"{m}{n}", m, "all", n) for m in ("ae", "joint") for n in (0, 1)]
+    for flags in study.plan(config, tmp_path / "study", members).values():
+        assert flags[flags.index("--epochs") + 1] == str(epochs)  # of one second each
+
+
 def test_a_trial_measures_the_speed_of_training():
     config = parse(study.Config, [*TINY, "--epochs=1", "--methods", "joint"])
     (speed,) = study.speeds(config, 96).values()

@@ -411,3 +411,19 @@ def inspect_log(folder):
     environment = {**os.environ, "WANDB_MODE": "offline"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def test_a_table_has_the_types_that_wandb_finds_in_all_its_cells():
+    import wandb
+
+    image = wandb.Image(np.zeros((4, 4), np.uint8))
+    rows = [
+        [image, "a", 1, None],
+        [image, "b", 2.5, "x"],
+        [image, None, 3, None],
+        [None, "c", 4, ""],
+    ]
+    table = tracking._table(wandb, "key", ["image", "name", "number", "text"], rows)
+    checked = wandb.Table(["image", "name", "number", "text"], rows)
+    assert table.data == checked.data
+    assert table._column_types.to_json() == checked._column_types.to_json()

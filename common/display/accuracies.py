@@ -1,5 +1,6 @@
 """Figures of a study: accuracy against labels per class, and against seconds of training."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def by_labels(
             beside, means, (below, above), label=name, color=plots.TEN[n % 10], marker="o",
             markersize=3, linewidth=1.2, capsize=2,
         )  # fmt: skip
-    for (name, found), dashes in zip(baselines.items(), ((4, 2), (1, 1.5)), strict=False):
+    for (name, found), dashes in zip(baselines.items(), itertools.cycle(((4, 2), (1, 1.5)))):
         places = [k for k, label in enumerate(labels) if label in found]
         values = [100 * found[labels[k]] for k in places]
         look = {"dashes": dashes, "marker": "x", "markersize": 4, "linewidth": 1}

@@ -195,14 +195,15 @@ def tsne(latents: Tensor, seed: int, perplexity: float = 30.0) -> np.ndarray:
     if latents.shape[1] < 2 or len(latents) < 5 or (latents == latents[:1]).all():
         return F.pad(latents, (0, 2))[:, :2].numpy()
     perplexity = min(perplexity, max(1.0, (len(latents) - 1) / 3))
-    return _tsne(latents.numpy().tobytes(), latents.shape[1], seed, perplexity).copy()
+    words = latents.shape[1], seed, perplexity, TSNE_STEPS
+    return _tsne(latents.numpy().tobytes(), *words).copy()
 
 
-@functools.lru_cache(maxsize=16)  # the runs of a study draw the same images again and again
-def _tsne(latents: bytes, dimensions: int, seed: int, perplexity: float) -> np.ndarray:
+@functools.lru_cache(maxsize=16)  # runs that follow each other in one process draw the same images
+def _tsne(latents: bytes, dimensions: int, seed: int, perplexity: float, steps: int) -> np.ndarray:
     from sklearn.manifold import TSNE
 
-    settings = {"init": "pca", "learning_rate": "auto", "max_iter": TSNE_STEPS}
+    settings = {"init": "pca", "learning_rate": "auto", "max_iter": steps}
     model = TSNE(perplexity=perplexity, random_state=seed, **settings)
     points = np.frombuffer(latents, np.float32).reshape(-1, dimensions)
     return model.fit_transform(points).astype(np.float32)

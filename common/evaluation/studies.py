@@ -52,6 +52,7 @@ class Result:
     member: Member
     run: Any  # of common.run.runs
     values: dict[str, np.ndarray]
+    dimensions: int  # of the latents
 
 
 def number_of(labels: str) -> float:
@@ -109,7 +110,8 @@ def read(run: Any, member: Member) -> Result:
         values["own"] = arrays["predictions"] == labels
     first, precision = scores.retrieve(latents, torch.from_numpy(labels))
     values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
-    return Result(member, run, {name: x.astype(float) for name, x in values.items()})
+    values = {name: x.astype(float) for name, x in values.items()}
+    return Result(member, run, values, latents.shape[1])
 
 
 def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray]]:
@@ -178,6 +180,9 @@ def table(
                 cells.append(form.format(numbers[0]) if numbers else "–")
             if set(cells) != {"–"}:
                 rows.append(tables.Row(text, tuple(cells), best))
+        sizes = {r.member.method: f"{r.dimensions:,}" for r in group}
+        cells = [sizes.get(method, "–") for method in methods]
+        rows.append(tables.Row("dimensions of the latents", (*cells, "–", "–")))
         costs = [[r.run.cost() for r in group if r.member.method == m] for m in methods]
         seconds = [
             np.mean([c["training_seconds"] for c in cost]) if cost else None for cost in costs

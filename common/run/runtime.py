@@ -41,6 +41,8 @@ SET_UP = 3  # steps until a GPU has all that it needs for the others
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
+processes_beside = 1  # trainings that share this machine's cores; more in a process of `jobs.run`
+
 
 def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
     """Set threads, device, precision and seed; return Accelerate's view of all processes.
@@ -155,7 +157,7 @@ def set_threads(resume: str | None = None) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
     if chosen and not (launched and chosen == "1"):
         return
-    threads = max(1, usable_cores() // _number("LOCAL_WORLD_SIZE", 1))
+    threads = max(1, usable_cores() // (_number("LOCAL_WORLD_SIZE", 1) * processes_beside))
     config = Path(resume or "") / "config.json"
     if resume and config.is_file() and isinstance(facts := read_json(config).get("facts"), dict):
         same = device_name(torch.device("cpu")), _number("WORLD_SIZE", 1)

@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 demo: .venv/run
 	$(BIN)/python study.py --image_size 16 --width 16 --epochs 8 --seeds 1 --labels_per_class 10 all \
-		--jobs 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 # worksteal leaves neighbours together, so that what they share is made once
 test: .venv/test

@@ -146,7 +146,8 @@ def main(config: Config) -> dict:
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
     folders = tuple(str(result.run.folder) for result in largest)
-    comparison = compare.Config(folders, str(compared), config.data_dir, **wandb)
+    # the study itself shows what few labels do; here all encoders have seen the most labels
+    comparison = compare.Config(folders, str(compared), config.data_dir, label_draws=1, **wandb)
     lines = compare.main(comparison, recommend)["recommendation"]
 
     # ---------------------------------------------------------------- Files

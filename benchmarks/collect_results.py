@@ -46,10 +46,13 @@ PARTS = (
 )
 # names of image folders, by their fingerprint
 JPEG_COPY = "CIFAR-10 (JPEG copy)"
+CLIP_ART = "Clip art"  # the eight largest topics of Debian's openclipart-png
 FOLDERS = {
     "f5185bf6aa18a38c76e009464d6ecc90d0fd87879e61dfba555acd1791a14de8": JPEG_COPY,
+    "981dab0fdd62a17161425ffba2ea32f9b4543d04dbde22181ada5cad69ec5ce4": CLIP_ART,
 }
-IN_COMMANDS = {JPEG_COPY: "cifar10-images"}  # its --data_dir in the commands that are shown
+# their --data_dir in the commands that are shown
+IN_COMMANDS = {JPEG_COPY: "cifar10-images", CLIP_ART: "clipart"}
 TITLES = {
     "digits": "Digits (scikit-learn)",
     "mnist": "MNIST",

@@ -179,7 +179,7 @@ def recipes(best: dict[tuple[str, str], list[dict]]) -> str:
 
 def on_validation(runs: list[dict]) -> float:
     """Mean validation accuracy over seeds, by which settings are chosen."""
-    return statistics.mean(run["summary"]["val/accuracy"] for run in runs)
+    return statistics.mean(run["summary"].get("val/accuracy", 0.0) for run in runs)
 
 
 def identity(run: dict) -> tuple:

@@ -39,7 +39,7 @@ def main(folders: list[Path], keep: bool) -> str:
     studies = [studies[key] for key in sorted(studies)]
     text = "".join(f"\n{section(found)}" for found in studies)
     if keep:
-        write(KEPT, "".join(json.dumps(s, sort_keys=True) + "\n" for s in studies).encode())
+        write(KEPT, "".join(json.dumps(s) + "\n" for s in studies).encode())
         page = collect_results.ROOT / "RESULTS.md"
         put_between_marks(page, *collect_results.marks("studies"), text)
     return text

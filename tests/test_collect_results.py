@@ -79,7 +79,7 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     assert (narrow["classifier %"], narrow["latents"], wide["latents"]) == ("50.00", "8", "128")
     assert "\n# row 2\npython train_ae.py --dataset mnist --epochs 4 --latent_dim 8\n" in text
     assert (wide["classifier on PCA %"], wide["peer %"]) == ("–", "96")
-    assert "Seeds 0, 1, 2; a CPU, 2 cores; 2 threads" in text
+    assert "Seeds 0, 1, 2; a CPU, 2 cores; threads 2" in text
 
 
 def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
@@ -91,7 +91,7 @@ def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
     text = collect_results.main(runs, keep=False)
     (row,) = named(text)
     assert row["precision"] == "bf16, float32"
-    assert "a CPU, 2 cores or b CPU, 2 cores; 1 or 2 threads" in text
+    assert "a CPU, 2 cores or b CPU, 2 cores; threads 1 or 2" in text
 
 
 def test_resumed_runs_are_named_and_those_of_which_nobody_knows(tmp_path):

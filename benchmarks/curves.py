@@ -66,7 +66,7 @@ def draw(runs: list[Run]) -> Figure:
     axes.set_title(f"{facts['device']}; {facts['train_images']:,} training images")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color=plots.PALE, linewidth=0.5)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -10,7 +10,7 @@ from common.run.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import curves  # noqa: E402
+import curves
 
 ROWS = [
     {"step": 1, "epoch": 0.5, "train/loss": 2.0},

@@ -146,14 +146,14 @@ def headline(
     with_gpu = {data for data, _ in on_gpu}
     columns, rows = ["test accuracy, %"], []
     for title in titles:
-        columns += [title, *(["on a GPU"] if title in with_gpu else []), "report", "peer"]
+        columns += [title, *(["on a GPU"] if title in with_gpu else []), "peer"]
     for method, name in METHODS.items():
         row = [name]
         for title in titles:
             row.append(reached(best.get((title, method)), "–"))
             if title in with_gpu:
                 row.append(reached(on_gpu.get((title, method)), "not run"))
-            row += [REPORT.get((title, method), "–"), PEERS.get((title, method), "–")]
+            row.append(PEERS.get((title, method), "–"))
         rows.append(row)
     return "\n" + markdown(tuple(columns), rows) + "\n"
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import measure
 
@@ -29,7 +30,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data_dir = measure.mnist_folder(arguments.data_dir, Path(folder) / "data")
         for name in arguments.methods:
-            epoch, second_stage, rest = phases(name, data_dir, Path(folder) / name)
+            settings = {"dataset": "mnist", "data_dir": str(data_dir)}
+            settings |= {"encoder": "cnn"} if name == "supcon" else {}
+            run_dir = str(Path(folder) / name)
+            epoch, second_stage, rest = phases(name, run_dir=run_dir, **settings)
             whole = EPOCHS * epoch + second_stage + rest
             rows.append(
                 measure.claim(
@@ -48,39 +52,38 @@ def main() -> None:
     measure.report("evaluation", place, rows, times, arguments.out)
 
 
-def phases(name: str, data_dir: Path, run_dir: Path) -> tuple[float, float, float]:
+def phases(name: str, **settings: Any) -> tuple[float, float, float]:
     """Seconds of an epoch, of the second stage of training, and of evaluation at the end."""
-    script = __import__(f"train_{name}")
+    from common.evaluation import probes
     from common.files import read_rows
+    from common.run.session import Session
 
-    save_last, train_classifier = script.checkpoints.save_last, script.probes.train_classifier
+    script = __import__(f"train_{name}")
+    load_best, train_classifier = Session.load_best, probes.train_classifier
     ends, stages = [], []
 
-    def save(*arguments: Any) -> None:
+    def after_training(session: Session, *arguments: Any) -> None:
         ends.append(time.perf_counter())
-        save_last(*arguments)
+        load_best(session, *arguments)
 
     def train(*arguments: Any, **recipe: Any) -> Iterator[dict[str, float]]:
         started = time.perf_counter()
         yield from train_classifier(*arguments, **recipe)
         stages.append(time.perf_counter() - started)
 
-    script.checkpoints.save_last, script.probes.train_classifier = save, train
-    settings = {"dataset": "mnist", "data_dir": str(data_dir), "run_dir": str(run_dir)}
-    if name == "supcon":
-        settings["encoder"] = "cnn"
     with (
+        mock.patch.object(Session, "load_best", after_training),
+        mock.patch.object(probes, "train_classifier", train),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
         script.main(script.Config(epochs=1, tracking="disabled", **settings))
     finished = time.perf_counter()
-    script.checkpoints.save_last, script.probes.train_classifier = save_last, train_classifier
-    rows = read_rows(run_dir / "metrics.jsonl")
+    rows = read_rows(Path(settings["run_dir"]) / "metrics.jsonl")
     epoch = next(row["time/epoch_seconds"] for row in rows if "time/epoch_seconds" in row)
     second_stage = stages[0] if name == "ae" else 0.0
-    return epoch, second_stage, finished - ends[-1] - second_stage
+    return epoch, second_stage, finished - ends[0] - second_stage
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ EVALUATED = (10_000, 100_000, 200_000)  # training images; the last two give the
 EXTRAPOLATED = 1_000_000
 EPOCHS = 20  # of the training that evaluation is a share of
 CLASSES, DIMENSIONS = 10, 128
+IMAGES = 6000  # in the folder
 STEPS_BETWEEN = 20  # after so many steps the map's pages are thrown out
 
 
@@ -236,12 +237,12 @@ def images_per_second(processes: int) -> float:
 
 
 def make_folder(folder: Path) -> Path:
-    """A folder of 6,000 pictures of 64×64 in ten classes, decoded once so that its map is there."""
+    """A folder of `IMAGES` pictures of 64×64 in ten classes, decoded once for its map."""
     from PIL import Image
 
     from common.data.folder import load_folder
 
-    images = measure.arrays(6000, 3, 64).train_images.transpose(0, 2, 3, 1)
+    images = measure.arrays(IMAGES, 3, 64).train_images.transpose(0, 2, 3, 1)
     for number, image in enumerate(images):
         place = folder / "train" / str(number % 10)
         place.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,7 @@ def make_folder(folder: Path) -> Path:
 def train_from(folder: Path, in_memory: bool, turn: measure.Turn) -> None:
     import train_joint
 
-    load = train_joint.folders.load_folder
+    load = train_joint.datasets.load_folder
     maps = []
 
     def loaded(*arguments):
@@ -265,7 +266,7 @@ def train_from(folder: Path, in_memory: bool, turn: measure.Turn) -> None:
         maps.append(arrays.train_images)
         return arrays
 
-    train_joint.folders.load_folder = loaded
+    train_joint.datasets.load_folder = loaded
     measure.long_epochs()
     steps = 0
 

@@ -4,8 +4,10 @@ import functools
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train_ae
@@ -14,6 +16,7 @@ import train_supcon
 from common.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import evaluation
 import measure
 import run_all
 import scaling
@@ -90,6 +93,42 @@ def test_a_script_changes_its_turn_at_each_of_its_steps(script, tmp_path, monkey
     rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(row)["step"] for row in rows if "train/loss" in json.loads(row)]
     assert len(turns) == 4 and steps == [3]  # 3 steps an epoch; the fourth was not done
+
+
+@pytest.mark.parametrize("name", ["ae", "joint", "supcon"])
+def test_the_phases_of_a_run_are_told_apart(name, tmp_path):
+    small = {"encoder": "cnn", "width": 4, "batch_size": 32, "limit_train": 200, "tsne_images": 50}
+    if name == "ae":
+        small |= {"classifier_epochs": 1, "classifier_views": 1, "hidden_dim": 8}
+    started = time.perf_counter()
+    epoch, second_stage, rest = evaluation.phases(name, run_dir=str(tmp_path / "run"), **small)
+    assert (tmp_path / "run/summary.json").exists()
+    assert epoch > 0 and rest > 0 and (second_stage > 0) == (name == "ae")
+    assert epoch + second_stage + rest < time.perf_counter() - started
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_folder_is_trained_from_its_map_and_from_memory(in_memory, tmp_path, monkeypatch):
+    def turn() -> None:
+        turns.append(1)
+        if len(turns) == 4:
+            raise measure.Finished
+
+    turns, thrown = [], []
+    monkeypatch.setattr(scaling, "IMAGES", 300)
+    monkeypatch.setattr(scaling, "STEPS_BETWEEN", 2)
+    monkeypatch.setattr(scaling, "throw_out", lambda array: thrown.append(type(array)))
+    for holder, name in (
+        *((train_joint.datasets, "load_folder"), (train_joint.optimizers, "schedule")),
+        (measure.session, "epoch_batches"),
+    ):
+        monkeypatch.setattr(holder, name, getattr(holder, name))  # puts it back
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(measure.Finished):
+        scaling.train_from(scaling.make_folder(tmp_path), in_memory, turn)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert thrown == ([] if in_memory else [np.memmap])
 
 
 def test_only_the_part_between_the_marks_is_written(tmp_path, monkeypatch):

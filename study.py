@@ -272,10 +272,10 @@ def learned_images(
     asked = [int(member.labels) for member in members if member.labels != "all"]
     # the smaller numbers are inside the largest
     pretrain = datasets.split_data(arrays, limit_train, max(asked, default=None)).pretrain
-    labelled, classes = int((pretrain.labels >= 0).sum()), len(arrays.class_names)
+    labeled, classes = int((pretrain.labels >= 0).sum()), len(arrays.class_names)
     counts = {}
     for member in members:
-        few = labelled if member.labels == "all" else classes * int(member.labels)
+        few = labeled if member.labels == "all" else classes * int(member.labels)
         counts[member.name] = len(pretrain) if member.method in ("ae", "simclr") else few
     return counts
 

@@ -1,7 +1,7 @@
 """Autoencoder: learn to reconstruct images from 128-d latents, then classify the latents.
 
 An encoder of strided convolutions maps an image x to a latent z, a mirrored decoder
-reconstructs it, and both minimise  alpha * MSE(x', x) + (1 - alpha) * MAE(x', x)  without labels
+reconstructs it, and both minimize  alpha * MSE(x', x) + (1 - alpha) * MAE(x', x)  without labels
 (Hinton & Salakhutdinov 2006). Then the encoder is frozen and a classifier of three fully connected
 layers predicts the labels from z. PCA, the linear autoencoder of the same size, is the baseline.
 
@@ -68,9 +68,7 @@ class Config(TrainingConfig):
     classifier_batch_size: BatchSize = 256  # latents per step
     classifier_learning_rate: PositiveFloat = 5e-3  # peak rate of its one-cycle schedule
     classifier_weight_decay: NonNegativeFloat = 1e-2  # of its AdamW
-    classifier_views: PositiveInt = (
-        8  # of each image: as it is, and shifted a bit, mirrored if --flip
-    )
+    classifier_views: PositiveInt = 8  # of each image: itself, then shifted; mirrored if --flip
 
 
 def main(config: Config) -> dict[str, float]:

@@ -146,7 +146,7 @@ def headline(
     with_gpu = {data for data, _ in on_gpu}
     columns, rows = ["test accuracy, %"], []
     for title in titles:
-        columns += [title, *(["on a GPU"] if title in with_gpu else []), "peer"]
+        columns += [title, *([f"{title}, on a GPU"] if title in with_gpu else []), "peer"]
     for method, name in METHODS.items():
         row = [name]
         for title in titles:

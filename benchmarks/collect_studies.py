@@ -1,4 +1,4 @@
-"""Write the part "one footing" of RESULTS.md from finished studies.
+"""Write the part "on an equal footing" of RESULTS.md from finished studies.
 
     python benchmarks/collect_studies.py                      the studies in studies.jsonl
     python benchmarks/collect_studies.py STUDY ... --write    keeps these as well, writes the page

@@ -1,7 +1,7 @@
 """The loop around the network: a script's steps against bare ones on ready batches.
 
 A bare step is forward, loss, backward and optimizer on one batch that lies there, augmented and
-normalised, in the same precision and with the same settings of threads and malloc. What a script
+normalized, in the same precision and with the same settings of threads and malloc. What a script
 adds: picking the images, augmenting them, clipping the gradient, logging, the progress bar.
 
     python benchmarks/overhead.py --out runs/bench/overhead.json

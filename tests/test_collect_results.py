@@ -263,7 +263,7 @@ def test_what_trained_on_a_gpu_has_a_row_and_a_column_of_its_own(tmp_path):
     times = {row["classifier %"]: row["encoder training"] for row in named(text)}
     assert times == {"80.00": "3 min", "90.00": "3 min on one NVIDIA H100"}
     short = text[text.index("| test accuracy, % |") :]
-    assert short.startswith("| test accuracy, % | MNIST | on a GPU | peer |\n")
+    assert short.startswith("| test accuracy, % | MNIST | MNIST, on a GPU | peer |\n")
     ae, joint, _ = cells(short)
     assert ae[1:3] == ["**80.00** (cnn; n = 1)", "**90.00** (cnn; n = 1)"]
     assert joint[1:3] == ["–", "not run"]

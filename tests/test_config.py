@@ -25,7 +25,7 @@ class Config:
     epochs: PositiveInt = 3  # passes
     limit_train: PositiveInt | None = None  # only so many
     image_size: ImageSize = 32  # pixels a side
-    learning_rate: PositiveFloat = 0.1  # of the optimiser
+    learning_rate: PositiveFloat = 0.1  # of the optimizer
     alpha: Fraction = 0.5  # share
     seed: NonNegativeInt = 0  # of everything
     test: bool = True  # look at the test images

@@ -302,3 +302,12 @@ def test_every_command_that_needs_nothing_else_runs(place, capsys):
         names = {"images": torch.zeros(3, 1, 32, 32, dtype=torch.uint8)}
         exec(example, names)
         assert len(names["latents"]) in (3, 41)  # those images, or those of scans/ and page.png
+
+
+@pytest.mark.parametrize("page", ["ae", "joint", "supcon"])
+def test_the_options_on_a_methods_page_have_the_defaults_of_its_script(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text().partition("## Options")[2]
+    rows = re.findall(r"^\| `--(\w+)` \| (\S+) \|", text.partition("## Metrics")[0], re.MULTILINE)
+    config = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon}[page].Config()
+    assert len(rows) > 3
+    assert {name: str(getattr(config, name)) for name, _ in rows} == dict(rows)

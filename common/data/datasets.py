@@ -223,10 +223,8 @@ def split_data(
         UserError: too few images to split, or fewer than `labels_per_class` of some class.
     """
     train_images, train_labels = arrays.train_images, arrays.train_labels
-    labelled, unlabelled = (
-        np.flatnonzero(is_it) for is_it in (train_labels >= 0, train_labels < 0)
-    )
-    order = labelled[stratified_order(train_labels[labelled], SPLIT_SEED)]
+    labeled, unlabelled = (np.flatnonzero(is_it) for is_it in (train_labels >= 0, train_labels < 0))
+    order = labeled[stratified_order(train_labels[labeled], SPLIT_SEED)]
 
     def part(images: np.ndarray | None, labels: np.ndarray | None, fraction: float) -> tuple:
         """Images, labels and rows of a part: its own, or held out of what is left of `order`."""
@@ -245,7 +243,7 @@ def split_data(
     )
     if len(order) < 2:
         groups = "" if arrays.groups is None else f" in {len(np.unique(arrays.groups))} groups"
-        raise UserError(f"{len(labelled)} images{groups} are too few to hold some out; add images")
+        raise UserError(f"{len(labeled)} images{groups} are too few to hold some out; add images")
     train_rows = order[:limit_train]
     unlabelled = np.random.RandomState(SPLIT_SEED).permutation(unlabelled)
     pretrain_rows = np.concatenate([order, unlabelled])[:limit_train]

@@ -28,7 +28,7 @@ from ..files import (
     write_json,
 )
 from .decoding import DECODE_VERSION, decode_all, decode_chunk, notes_on_depth
-from .labels import list_labelled
+from .labels import list_labeled
 from .layout import PARTS, Listing, list_files, say, some
 
 # The cache lies where others may keep things, too: these are the names that it makes.
@@ -79,7 +79,7 @@ def load_folder(
     if labels is None:
         listing, groups = list_files(data_dir), []
     else:
-        listing, groups = list_labelled(data_dir, Path(expand_home(labels)))
+        listing, groups = list_labeled(data_dir, Path(expand_home(labels)))
     about = [DECODE_VERSION, white, listing._replace(notes=[])]
     name = f"images-{image_size}-{checksum(json.dumps(about).encode())[:20]}"
     user_cache = user_cache_folder()

@@ -18,7 +18,7 @@ from .layout import Listing, printable, some
 COLUMNS = ("path", "label", "group")
 
 
-def list_labelled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
+def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
     """The images that a CSV file names, and the group of each ([]: no such column).
 
     Paths are relative to `data_dir`, or absolute. `UserError` for a file that is no such table, and

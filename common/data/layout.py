@@ -108,7 +108,7 @@ def list_files(data_dir: Path) -> Listing:
         root = data_dir / places[part]
         here = classes if part == "train" else folders_of(root)
         start = len(rows)
-        for name, label in [("", -1)] if part == "unlabelled" else _labelled(root, here, known):
+        for name, label in [("", -1)] if part == "unlabelled" else _labeled(root, here, known):
             folder = "" if label < 0 else known[composed(name)][1]
             for path, *stamp in files_below(str(root / name), left_out):
                 relative = path[len(os.path.join(data_dir, "")) :]
@@ -149,7 +149,7 @@ def _notes_on_parts(data_dir: Path, places: dict[str, str]) -> list[str]:
     return notes
 
 
-def _labelled(root: Path, here: Sequence[str], known: dict) -> list[tuple[str, int]]:
+def _labeled(root: Path, here: Sequence[str], known: dict) -> list[tuple[str, int]]:
     """(name, label) of the class folders in a part. `UserError` for a class without a label."""
     if extra := [name for name in here if composed(name) not in known]:
         raise UserError(f"{root} has classes that train/ lacks: {some(extra)}; rename or remove")

@@ -1,4 +1,4 @@
-"""Scores that put methods on one footing: classification, retrieval, clustering, intervals.
+"""Scores that put methods on an equal footing: classification, retrieval, clustering, intervals.
 
 Pure functions of labels, predictions and latents. scikit-learn computes what it has.
 """

@@ -238,11 +238,12 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     if config.minutes is None:
         epochs = dict.fromkeys(flags, config.epochs)
     else:
-        available = max(counts.values())
-        speed = speeds(config, available)
+        kinds = {m.name: (m.method, min(config.batch_size, counts[m.name])) for m in members}
+        speed = speeds(config, list(dict.fromkeys(kinds.values())), max(counts.values()))
         rounds = math.ceil(len(members) / config.jobs)
         share = 60 * config.minutes / rounds  # seconds of training of each run
-        takes = {m.name: counts[m.name] / speed[m.method] for m in members}  # seconds an epoch
+        # seconds an epoch, whose last, shorter batch is left out
+        takes = {k: counts[k] // batch * batch / speed[m, batch] for k, (m, batch) in kinds.items()}
         slowest = max(takes, key=takes.get)
         if takes[slowest] > share:
             needed = takes[slowest] * rounds / 60
@@ -310,21 +311,23 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
-def speeds(config: Config, available: int) -> dict[str, float]:
-    """Images per second of each method's training, in the second of two short epochs.
+def speeds(
+    config: Config, kinds: Sequence[tuple[str, int]], available: int
+) -> dict[tuple[str, int], float]:
+    """Images per second of training, by method and batch size, in the second of two short epochs.
 
     With as many runs beside each other as there will be. `available` is the number of training
     images.
     """
-    most = min(TRIAL_STEPS * config.batch_size, available)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for method in config.methods:
-            console.say(f"measuring how fast {method} trains")
-            words = shared(config, Member("", method, "all", seed=0), most)
-            words += ["--limit_train", str(most), "--epochs", "2", "--test", "False"]
+        for method, batch in kinds:
+            console.say(f"measuring how fast {method} trains, {batch} images a step")
+            words = shared(config, Member("", method, "all", seed=0), batch)
+            words += ["--limit_train", str(min(TRIAL_STEPS * batch, available)), "--epochs", "2"]
             words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
-            names = [f"{method}-{k}" for k in range(config.jobs)]
+            words += ["--test", "False"]
+            names = [f"{method}-{batch}-{k}" for k in range(config.jobs)]
             calls = {name: (folder, method, words, name) for name in names}
             logs = Path(folder) / "logs"
             for name, error in called(train, calls, config.jobs, logs):
@@ -334,7 +337,8 @@ def speeds(config: Config, available: int) -> dict[str, float]:
                     raise UserError(f"{method} does not train: {error}")
             key = "time/images_per_second"
             rows = [read_rows(Path(folder) / "runs" / name / "metrics.jsonl") for name in names]
-            found[method] = np.mean([[r[key] for r in each if key in r][-1] for each in rows])
+            last = [[row[key] for row in each if key in row][-1] for each in rows]
+            found[method, batch] = np.mean(last)
     return found
 
 

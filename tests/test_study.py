@@ -93,8 +93,11 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
 
 
 def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_comparison, monkeypatch):
-    speeds = {"joint": 96.0, "ae": 48.0}  # images per second
-    monkeypatch.setattr(study, "speeds", lambda config, available: speeds)
+    def speeds(config, kinds, available):
+        assert kinds == [("ae", 32), ("joint", 20), ("joint", 32)] and available == 96
+        return {("joint", 32): 96.0, ("joint", 20): 48.0, ("ae", 32): 48.0}  # images per second
+
+    monkeypatch.setattr(study, "speeds", speeds)
     words = ("--methods", "ae", "joint", "--minutes", str(10 / 60))
     run(tmp_path / "study", *words)  # 2.5 s for each of four runs
     stored = json.loads((tmp_path / "study/study.json").read_text())
@@ -104,7 +107,7 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
     }
     assert epochs == {
         "ae-2-seed0": 1,  # 96 images in 2 s
-        "joint-2-seed0": 12,  # 20 images, 4.8 of these runs in a second
+        "joint-2-seed0": 6,  # 20 images in 0.42 s
         "ae-all-seed0": 1,
         "joint-all-seed0": 2,
     }
@@ -118,7 +121,7 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
 
 @pytest.mark.parametrize(("jobs", "epochs"), [(1, 5), (2, 10), (3, 10), (4, 20), (8, 20)])
 def test_the_time_is_that_of_the_wall_clock(tmp_path, monkeypatch, jobs, epochs):
-    monkeypatch.setattr(study, "speeds", lambda config, available: {"ae": 96.0, "joint": 96.0})
+    monkeypatch.setattr(study, "speeds", lambda config, kinds, _: dict.fromkeys(kinds, 96.0))
     words = (*TINY, "--seeds=2", "--methods", "ae", "joint", "--labels_per_class", "all")
     config = parse(study.Config, [*words, "--minutes", str(20 / 60), f"--jobs={jobs}"])
     members = [study.Member(f"{m}{n}", m, "all", n) for m in ("ae", "joint") for n in (0, 1)]
@@ -128,8 +131,8 @@ def test_the_time_is_that_of_the_wall_clock(tmp_path, monkeypatch, jobs, epochs)
 
 def test_a_trial_measures_the_speed_of_training():
     config = parse(study.Config, [*TINY, "--epochs=1", "--methods", "joint"])
-    (speed,) = study.speeds(config, 96).values()
-    assert 10 < speed < 1e6
+    few, many = study.speeds(config, [("joint", 20), ("joint", 32)], 96).values()
+    assert 10 < few < 1e6 and 10 < many < 1e6 and few != many
 
 
 def test_several_runs_at_a_time(tmp_path, no_comparison, monkeypatch):

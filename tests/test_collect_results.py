@@ -277,3 +277,11 @@ def test_the_tables_in_the_pages_are_those_of_the_kept_runs():
         begin, end = collect_results.marks(name)
         between = (ROOT / page).read_text().split(begin)[1].split(end)[0]
         assert between.count("\n") > 5 and between in output
+
+
+def test_a_recipe_is_as_quick_or_as_accurate_as_no_other():
+    def setting(seconds: float, accuracy: float) -> list[dict]:
+        return [{"seconds": seconds, "summary": {"val/accuracy": accuracy}}]
+
+    slow, quick, beaten = setting(90, 0.9), setting(10, 0.8), setting(20, 0.7)
+    assert collect_results.unbeaten([slow, beaten, quick]) == [quick, slow]

@@ -171,7 +171,7 @@ def test_the_pages_of_the_scripts_have_the_same_headings():
     for page in PAGES:
         if page.stem in ("ae", "joint", "supcon"):
             headings = re.findall(r"^## (.*)", page.read_text(), flags=re.MULTILINE)
-            names = ["Overview", "Usage", "Metrics", "Implementation details", "Results"]
+            names = ["Overview", "Usage", "Options", "Metrics", "Implementation details", "Results"]
             assert headings == names
 
 

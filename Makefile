@@ -9,7 +9,7 @@ demo: .venv/run
 	$(BIN)/python study.py --image_size 16 --width 16 --epochs 8 --seeds 1 --labels_per_class 10 all \
 		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-# worksteal leaves neighbours together, so that what they share is made once
+# worksteal leaves neighbors together, so that what they share is made once
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 

@@ -234,11 +234,12 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     place = config.dataset, config.data_dir, config.image_size
     arrays = datasets.read(*place, config.skip_unreadable, white=config.white, labels=config.labels)
     counts = learned_images(arrays, config.limit_train, members)
-    flags = {m.name: shared(config, m, counts[m.name]) for m in members}
+    batches = {name: min(config.batch_size, count) for name, count in counts.items()}
+    flags = {m.name: shared(config, m, batches[m.name]) for m in members}
     if config.minutes is None:
         epochs = dict.fromkeys(flags, config.epochs)
     else:
-        kinds = {m.name: (m.method, min(config.batch_size, counts[m.name])) for m in members}
+        kinds = {m.name: (m.method, batches[m.name]) for m in members}
         speed = speeds(config, list(dict.fromkeys(kinds.values())), max(counts.values()))
         rounds = math.ceil(len(members) / config.jobs)
         share = 60 * config.minutes / rounds  # seconds of training of each run
@@ -281,7 +282,7 @@ def learned_images(
     return counts
 
 
-def shared(config: Config, member: Member, count: int) -> list[str]:
+def shared(config: Config, member: Member, batch_size: int) -> list[str]:
     """The flags that are the same for all methods, and the few that cannot be."""
     flags: dict[str, Any] = {
         name: getattr(config, name)
@@ -301,7 +302,7 @@ def shared(config: Config, member: Member, count: int) -> list[str]:
         name: getattr(config, name) for name in ("encoder", "width", "augment", "flip", "optimizer")
     }
     flags |= {"learning_rate": config.learning_rate, "schedule": "linear", "warmup_epochs": 0}
-    flags |= {"batch_size": min(config.batch_size, count), "seed": member.seed}
+    flags |= {"batch_size": batch_size, "seed": member.seed}
     if member.method in ("ae", "joint"):
         flags["latent_dim"] = config.latent_dim
     if member.method == "simclr":

@@ -11,26 +11,27 @@ The table of tries is that of benchmarks/tries.py.
 Folders that hold no finished run, or one that left the test images unseen, are named and left out.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
 import statistics
 import sys
+from collections.abc import Mapping
 from math import nan
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import tries  # noqa: E402
-from pages import put_between_marks  # noqa: E402
+from pages import collect, put_between_marks  # noqa: E402
 
 import train_ae  # noqa: E402
 import train_joint  # noqa: E402
 import train_supcon  # noqa: E402
-from common import console, models  # noqa: E402
+from common import models  # noqa: E402
 from common.config import renamed  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import read_rows, write  # noqa: E402
@@ -111,9 +112,9 @@ def main(folders: list[Path], keep: bool) -> str:
         text += "\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
         text += f"\n{resumed(here)}\n"
-    best, on_gpu = (chosen(groups, gpu) for gpu in (False, True))
+    best, on_gpu = (best_settings(groups, gpu) for gpu in (False, True))
     tried = f"\n{tries.table(tries.ROWS)}\n"
-    texts = (text, headline(best, on_gpu), recipes(groups, False) + recipes(groups, True), tried)
+    texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tried)
     if keep:
         write(KEPT, "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs).encode())
         for (page, name), part in zip(PARTS, texts, strict=True):
@@ -126,22 +127,30 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
 
 
-def chosen(groups: dict[tuple, list[dict]], on_gpu: bool) -> dict[tuple[str, str], list[dict]]:
-    """The setting with the best validation accuracy of each data set shown and method."""
-    best: dict[tuple[str, str], list[dict]] = {}
+def best_settings(
+    groups: dict[tuple, list[dict]], on_gpu: bool
+) -> dict[tuple[str, str], list[list[dict]]]:
+    """`unbeaten` settings of each data set shown and method, trained on a CPU or on a GPU."""
+    found: dict[tuple[str, str], list[list[dict]]] = {}
     for (data, method, *_), runs in groups.items():
-        if data not in SHOWN or is_on_gpu(runs[0]) != on_gpu:
-            continue
-        former = best.get((data, method))
-        if former is None or on_validation(runs) > on_validation(former):
-            best[data, method] = runs
-    return best
+        if data in SHOWN and is_on_gpu(runs[0]) == on_gpu:
+            found.setdefault((data, method), []).append(runs)
+    return {key: unbeaten(settings) for key, settings in found.items()}
+
+
+def unbeaten(settings: list[list[dict]]) -> list[list[dict]]:
+    """Those that are more accurate on validation than every quicker one, the quickest first."""
+    kept: list[list[dict]] = []
+    for runs in sorted(settings, key=seconds_of):
+        if not kept or on_validation(runs) > on_validation(kept[-1]):
+            kept.append(runs)
+    return kept
 
 
 def headline(
-    best: dict[tuple[str, str], list[dict]], on_gpu: dict[tuple[str, str], list[dict]]
+    best: dict[tuple[str, str], list[list[dict]]], on_gpu: dict[tuple[str, str], list[list[dict]]]
 ) -> str:
-    """A row per method: test accuracy of the chosen settings, on a CPU and on a GPU."""
+    """A row per method: test accuracy of the best setting on validation, on a CPU and on a GPU."""
     titles = [title for title in SHOWN if title in {data for data, _ in (*best, *on_gpu)}]
     with_gpu = {data for data, _ in on_gpu}
     columns, rows = ["test accuracy, %"], []
@@ -158,37 +167,26 @@ def headline(
     return "\n" + markdown(tuple(columns), rows) + "\n"
 
 
-def reached(runs: list[dict] | None, otherwise: str) -> str:
-    """The accuracy of a setting, with its encoder and number of seeds."""
-    if not runs:
+def reached(settings: list[list[dict]] | None, otherwise: str) -> str:
+    """The accuracy of the best of these settings, with its encoder and number of seeds."""
+    if not settings:
         return otherwise
-    return f"**{score(runs, 'test/accuracy')}** ({encoder_of(runs)}; n = {len(runs)})"
+    runs = settings[-1]
+    return (
+        f"**{score(runs, 'test/accuracy')}** ({encoder_of(runs[0]['settings'])}; n = {len(runs)})"
+    )
 
 
-def recipes(groups: dict[tuple, list[dict]], on_gpu: bool) -> str:
-    """The commands of the settings that no other beats in both accuracy and time, as a block.
-
-    Of each data set shown and method, on a CPU or on a GPU; accuracy is that of validation.
-    """
+def recipes(best: dict[tuple[str, str], list[list[dict]]]) -> str:
+    """The commands of all these settings, each with its accuracy and duration, as a block."""
     lines = []
     for title in SHOWN:
         for method, name in METHODS.items():
-            here = [found for key, found in groups.items() if key[:2] == (title, method)]
-            here = [found for found in here if is_on_gpu(found[0]) == on_gpu]
-            for runs in unbeaten(here):
+            for runs in best.get((title, method), []):
                 reached = f"{score(runs, 'test/accuracy')} %, n = {len(runs)}"
                 lines += [f"# {title}, {name}: {reached}; encoder {minutes_of(runs)}"]
                 lines += [command(runs[0])]
     return "\n```bash\n" + "\n".join(lines) + "\n```\n\n"
-
-
-def unbeaten(found: list[list[dict]]) -> list[list[dict]]:
-    """The settings that are more accurate than every quicker one, the quickest first."""
-    kept: list[list[dict]] = []
-    for runs in sorted(found, key=seconds_of):
-        if not kept or on_validation(runs) > on_validation(kept[-1]):
-            kept.append(runs)
-    return kept
 
 
 def seconds_of(runs: list[dict]) -> float:
@@ -266,7 +264,7 @@ def row_of(runs: list[dict]) -> list[str]:
     settings, method = runs[0]["settings"], kind_of(runs[0])
     return [
         method,
-        encoder_of(runs),
+        encoder_of(settings),
         str(latents_of(runs[0])),
         *(score(runs, key) for key in PER_CENT),
         REPORT.get((runs[0]["data"], method), "–"),
@@ -287,9 +285,8 @@ def precision_of(run: dict) -> str:
     return {"no": "float32"}.get(precision, precision)
 
 
-def encoder_of(runs: list[dict]) -> str:
-    """A short name of the encoder, such as `cnn, blocks 1`."""
-    settings = runs[0]["settings"]
+def encoder_of(settings: Mapping[str, Any]) -> str:
+    """A short name of the encoder of a run with these flags, such as `cnn, blocks 1`."""
     sizes = [f"{name} {settings[name]}" for name in ("width", "blocks") if settings[name]]
     return ", ".join([settings["encoder"], *sizes])
 
@@ -388,9 +385,4 @@ def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    console.begin()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", type=Path, nargs="*", metavar="RUN")
-    parser.add_argument("--write", action="store_true", help="keep them, and write both files anew")
-    arguments = parser.parse_args()
-    print(main(arguments.folders, arguments.write))
+    collect(main, __doc__, "RUN")

@@ -7,7 +7,6 @@ benchmarks/studies.jsonl keeps a line for each study: its settings, what it reco
 its table, hardware and versions. A study made again with the same settings replaces its line.
 """
 
-import argparse
 import dataclasses
 import json
 import shlex
@@ -15,10 +14,9 @@ from pathlib import Path
 
 import collect_results
 import numpy as np
-from pages import put_between_marks
+from pages import collect, put_between_marks
 
 import study
-from common import console
 from common.errors import UserError
 from common.files import read_json, read_rows, write
 
@@ -126,9 +124,4 @@ def command(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    console.begin()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", type=Path, nargs="*", metavar="STUDY")
-    parser.add_argument("--write", action="store_true", help="keep them, and write the page anew")
-    arguments = parser.parse_args()
-    print(main(arguments.folders, arguments.write))
+    collect(main, __doc__, "STUDY")

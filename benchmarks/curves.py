@@ -43,8 +43,8 @@ def points(run: Run) -> tuple[list[float], list[float]]:
 
 def label(run: Run) -> str:
     """Method, encoder and optimizer."""
-    parts = [collect_results.encoder_of([{"settings": run.settings}]), run.settings["optimizer"]]
-    return f"{run.method}: {', '.join(parts)}"
+    encoder = collect_results.encoder_of(run.settings)
+    return f"{run.method}: {encoder}, {run.settings['optimizer']}"
 
 
 @plots.styled

@@ -5,9 +5,10 @@ footing: the same encoder, optimizer, augmentation, order of images and time; th
 their latents are good for, with intervals, and recommends. Every run is a run folder like any
 other, and its command stands in OUT/study.json.
 
-The time (--minutes) is that of training, shared equally by all runs; what a run's epochs take is
-measured first. Measuring the latents comes on top. The same command again goes on where the study
-was stopped. What to expect on 2 CPU cores: digits in two minutes.
+The time (--minutes) is that of training, in equal shares; what a run's epochs take is measured
+first. Encoders that learn without labels are trained once, whatever the numbers of labels.
+Measuring the latents comes on top. The same command again goes on where the study was stopped. What
+to expect on 2 CPU cores: digits in two minutes.
 
     python study.py --minutes 1                              handwritten digits, no download
     python study.py --dataset folder --data_dir pets --minutes 60 --labels_per_class 10 100 all
@@ -52,12 +53,13 @@ from common.errors import UserError
 from common.evaluation import studies
 from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
-from common.run import jobs, runs, runtime, tracking
+from common.run import jobs, runs, runtime, tracking, wandb_backend
 
 METHOD = "study"
 
 Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
+WITHOUT_LABELS = ("ae", "simclr")  # what they learn does not depend on the number of labels
 TRIAL_STEPS = 6  # of each epoch of a trial
 FREE = ("data_dir", "out", "tracking", "jobs")  # what may change when a study is continued
 
@@ -77,7 +79,7 @@ class Config:
     labels_per_class: tuple[str, ...] = ("all",)  # such as 10 100 all: a run for each
     seeds: PositiveInt = 2  # runs of each method, with seeds 0, 1, ...
     # The same for all
-    minutes: PositiveFloat | None = None  # of training, all runs together; None: see --epochs
+    minutes: PositiveFloat | None = None  # of all trainings together; None: see --epochs
     epochs: PositiveInt | None = None  # of each run, in place of --minutes
     encoder: EncoderName = "airbench"  # the network in front of the latents
     width: PositiveInt = 32  # its base channels; airbench with 32 has 128 features
@@ -113,18 +115,19 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Runs
     failed = {}
-    calls = {
-        m.name: (str(out), m.method, [*flags[m.name], "--tracking", config.tracking], m.name)
-        for m in members
-    }
+    trained_by = trainers(members)
+    words = {name: [*of_run, "--tracking", config.tracking] for name, of_run in flags.items()}
+    calls = {m: (str(out), m, words[m.name], trained_by.get(m)) for m in members}
     with console.progress(len(members), "runs", is_main=True) as bar:
-        for name, error in called(train, calls, config.jobs, out / "logs"):
-            if error:  # whatever it is, the others can be compared
-                failed[name] = error
-                console.say(f"{name} failed: {error}")
-            elif config.jobs > 1:
-                console.say(f"{name} is finished; its output is in {out}/logs/{name}.log")
-            bar.update()
+        for follows in (False, True):  # those that take another's encoder come after it
+            now = {m.name: call for m, call in calls.items() if (m in trained_by) == follows}
+            for name, error in called(train, now, config.jobs, out / "logs"):
+                if error:  # whatever it is, the others can be compared
+                    failed[name] = error
+                    console.say(f"{name} failed: {error}")
+                elif config.jobs > 1:
+                    console.say(f"{name} is finished; its output is in {out}/logs/{name}.log")
+                bar.update()
     results = [
         studies.read(runs.read_run(out / "runs" / member.name), member)
         for member in members
@@ -241,7 +244,8 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     else:
         kinds = {m.name: (m.method, batches[m.name]) for m in members}
         speed = speeds(config, list(dict.fromkeys(kinds.values())), max(counts.values()))
-        rounds = math.ceil(len(members) / config.jobs)
+        trainings = [m.name for m in members if m not in trainers(members)]
+        rounds = math.ceil(len(trainings) / config.jobs)
         share = 60 * config.minutes / rounds  # seconds of training of each run
         # seconds an epoch, whose last, shorter batch is left out
         takes = {k: counts[k] // batch * batch / speed[m, batch] for k, (m, batch) in kinds.items()}
@@ -249,7 +253,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         if takes[slowest] > share:
             needed = takes[slowest] * rounds / 60
             raise UserError(
-                f"--minutes {config.minutes:g} are too few: each of {len(members)} runs may train "
+                f"--minutes {config.minutes:g} are too few: each of {len(trainings)} may train "
                 f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
                 f"at least {needed:.1f}, or fewer --methods, --seeds or --labels_per_class"
             )
@@ -324,12 +328,13 @@ def speeds(
     with tempfile.TemporaryDirectory() as folder:
         for method, batch in kinds:
             console.say(f"measuring how fast {method} trains, {batch} images a step")
-            words = shared(config, Member("", method, "all", seed=0), batch)
+            names = [f"{method}-{batch}-{k}" for k in range(config.jobs)]
+            members = [Member(name, method, "all", seed=0) for name in names]
+            words = shared(config, members[0], batch)
             words += ["--limit_train", str(min(TRIAL_STEPS * batch, available)), "--epochs", "2"]
             words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
             words += ["--test", "False"]
-            names = [f"{method}-{batch}-{k}" for k in range(config.jobs)]
-            calls = {name: (folder, method, words, name) for name in names}
+            calls = {member.name: (folder, member, words, None) for member in members}
             logs = Path(folder) / "logs"
             for name, error in called(train, calls, config.jobs, logs):
                 if error:
@@ -364,10 +369,27 @@ def called(
             yield name, str(error) or type(error).__name__
 
 
-def train(out: str, method: str, words: Sequence[str], name: str) -> None:
-    """Start a run, resume it, or do nothing where it is finished."""
-    script = SCRIPTS[method]
-    script.main(parse(script.Config, [*words, "--resume", str(Path(out) / "runs" / name)]))
+def trainers(members: Sequence[Member]) -> dict[Member, Member]:
+    """Of each member whose encoder another one trains: that one, which has the most labels."""
+    last = {(m.method, m.seed): m for m in members}  # they are ordered by labels
+    found = {m: last[m.method, m.seed] for m in members if m.method in WITHOUT_LABELS}
+    return {m: trainer for m, trainer in found.items() if m != trainer}
+
+
+def train(out: str, member: Member, words: Sequence[str], trained_by: Member | None) -> None:
+    """Start a run, resume it, or do nothing where it is finished.
+
+    It takes over the encoder of the run of `trained_by`, if that succeeded.
+    """
+    script, folder = SCRIPTS[member.method], Path(out) / "runs" / member.name
+    if trained_by and (source := folder.with_name(trained_by.name) / "summary.json").exists():
+        config = read_json(source.with_name("config.json"))
+        few = int(member.labels)  # trainers have the most, so it is a number
+        count = few * len(config["facts"]["class_names"])
+        facts = {"train_images": count, "trained_by": trained_by.name}
+        facts["wandb_id"] = wandb_backend.new_id()
+        runs.branch(source.parent, folder, {"labels_per_class": few}, facts)
+    script.main(parse(script.Config, [*words, "--resume", str(folder)]))
 
 
 def baselines_of(

@@ -71,7 +71,7 @@ def read_study(folder: Path) -> dict:
         "dimensions": {name.split("-")[0]: size for name, (_, size) in sizes.items()},
         "train_images": max(fact["train_images"] for fact in facts),
         "test_images": max(count for count, _ in sizes.values()),
-        "seconds": sum(run["seconds"] for run in runs.values()),
+        "seconds": sum(r["seconds"] for r in runs.values() if "trained_by" not in r["facts"]),
         **{name: sorted({str(fact[name]) for fact in facts}) for name in FACTS},
     }
 

@@ -88,6 +88,15 @@ def test_a_study_becomes_a_section_and_is_kept(finished, tmp_path):
     assert len((tmp_path / "studies.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_training_that_several_runs_share_counts_once(finished, monkeypatch):
+    whole = collect_studies.read_study(finished)["seconds"]
+    run = collect_results.read_run(finished)
+    shared = run | {"facts": run["facts"] | {"trained_by": "ae-all-seed0"}}
+    runs = {"ae-all-seed0": run, "joint-all-seed0": shared}
+    monkeypatch.setattr(collect_results, "read_run", lambda folder: runs[folder.name])
+    assert (whole, collect_studies.read_study(finished)["seconds"]) == (180, 90)
+
+
 def test_a_study_without_a_finished_run_is_refused(finished, monkeypatch):
     monkeypatch.setattr(collect_results, "read_run", lambda folder: None)
     with pytest.raises(UserError, match="holds no finished run"):

@@ -98,15 +98,15 @@ def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_compa
         return {("joint", 32): 96.0, ("joint", 20): 48.0, ("ae", 32): 48.0}  # images per second
 
     monkeypatch.setattr(study, "speeds", speeds)
-    words = ("--methods", "ae", "joint", "--minutes", str(10 / 60))
-    run(tmp_path / "study", *words)  # 2.5 s for each of four runs
+    words = ("--methods", "ae", "joint", "--minutes", str(7.5 / 60))
+    run(tmp_path / "study", *words)  # 2.5 s for each of three trainings
     stored = json.loads((tmp_path / "study/study.json").read_text())
     epochs = {
         name: int(shlex.split(command)[shlex.split(command).index("--epochs") + 1])
         for name, command in stored["commands"].items()
     }
     assert epochs == {
-        "ae-2-seed0": 1,  # 96 images in 2 s
+        "ae-2-seed0": 1,  # 96 images in 2 s; those of ae-all-seed0
         "joint-2-seed0": 6,  # 20 images in 0.42 s
         "ae-all-seed0": 1,
         "joint-all-seed0": 2,
@@ -133,6 +133,55 @@ def test_a_trial_measures_the_speed_of_training():
     config = parse(study.Config, [*TINY, "--epochs=1", "--methods", "joint"])
     few, many = study.speeds(config, [("joint", 20), ("joint", 32)], 96).values()
     assert 10 < few < 1e6 and 10 < many < 1e6 and few != many
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_learns_without_labels_is_trained_once(tmp_path, no_comparison, jobs):
+    words = ("--epochs=2", "--methods", "ae", "simclr", "joint", f"--jobs={jobs}")
+    assert run(tmp_path / "study", *words)["failed"] == {}
+    runs = tmp_path / "study/runs"
+    for method in ("ae", "simclr"):
+        folders = [runs / f"{method}-{labels}-seed0" for labels in ("2", "all")]
+        configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
+        assert [c["facts"].get("trained_by") for c in configs] == [f"{method}-all-seed0", None]
+        assert [c["settings"]["labels_per_class"] for c in configs] == [2, None]
+        assert len({c["facts"]["wandb_id"] for c in configs}) == 2
+        assert all(json.loads((f / "encoder.json").read_text()) for f in folders)
+        weights = [(folder / "encoder.safetensors").read_bytes() for folder in folders]
+        assert weights[0] == weights[1]
+        # the classifiers are their own
+        weights = [(folder / "classifier.safetensors").read_bytes() for folder in folders]
+        assert weights[0] != weights[1]
+        # one pass of the training: the same rows, and the same time
+        losses = [[r["train/loss"] for r in rows_of(f) if "train/loss" in r] for f in folders]
+        assert losses[0] == losses[1] and len(losses[0]) > 0
+    assert "trained_by" not in json.loads((runs / "joint-2-seed0/config.json").read_text())["facts"]
+    # alone, with the command in study.json, it finds the same
+    stored = json.loads((tmp_path / "study/study.json").read_text())
+    command = shlex.split(stored["commands"]["ae-2-seed0"])[2:]
+    config = parse(study.train_ae.Config, [*command, f"--run_dir={tmp_path / 'alone'}"])
+    with coarse_pictures():
+        alone = study.train_ae.main(config)
+    shared = json.loads((runs / "ae-2-seed0/summary.json").read_text())
+    if jobs == 1:  # as many threads
+        assert {k: v for k, v in alone.items() if k.startswith(("test/", "latent/"))} == {
+            k: v for k, v in shared.items() if k.startswith(("test/", "latent/"))
+        }
+
+
+def test_where_the_trainer_has_failed_each_trains_itself(tmp_path, no_comparison, monkeypatch):
+    main = study.train_ae.main
+
+    def failing(config):
+        if not config.labels_per_class:
+            raise UserError("the disk is on fire")
+        return main(config)
+
+    monkeypatch.setattr(study.train_ae, "main", failing)
+    found = run(tmp_path / "study", "--epochs=1", "--methods", "ae", "joint")
+    assert found["failed"] == {"ae-all-seed0": "the disk is on fire"}
+    config = json.loads((tmp_path / "study/runs/ae-2-seed0/config.json").read_text())
+    assert "trained_by" not in config["facts"] and config["facts"]["train_images"] == 20
 
 
 def test_several_runs_at_a_time(tmp_path, no_comparison, monkeypatch):

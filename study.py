@@ -53,7 +53,7 @@ from common.errors import UserError
 from common.evaluation import studies
 from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
-from common.run import jobs, runs, runtime, tracking, wandb_backend
+from common.run import checkpoints, jobs, runs, runtime, tracking, wandb_backend
 
 METHOD = "study"
 
@@ -388,7 +388,7 @@ def train(out: str, member: Member, words: Sequence[str], trained_by: Member | N
         count = few * len(config["facts"]["class_names"])
         facts = {"train_images": count, "trained_by": trained_by.name}
         facts["wandb_id"] = wandb_backend.new_id()
-        runs.branch(source.parent, folder, {"labels_per_class": few}, facts)
+        checkpoints.branch(source.parent, folder, {"labels_per_class": few}, facts)
     script.main(parse(script.Config, [*words, "--resume", str(folder)]))
 
 

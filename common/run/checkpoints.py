@@ -9,6 +9,7 @@ The training copies its state (`snapshot`) and goes on while a thread writes it 
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..console import say
 from ..errors import UserError
-from ..files import checksum, write
+from ..files import checksum, read_json, write, write_json
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 BEST = "best.safetensors"
@@ -143,6 +144,29 @@ def load_last(folder: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
     if damaged:
         raise UserError(f"{'; '.join(damaged)}; no whole checkpoint is left, start a new run")
     return None
+
+
+def branch(
+    source: Path, target: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """Make `target` a run that stands at the end of the training of `source`, a finished run.
+
+    `settings` and `facts` (a new "wandb_id" among them) replace those of its config.json; none may
+    be a part of the training. Resuming `target` does what follows it. Nothing happens if it exists.
+    """
+    if target.exists():
+        return
+    made = target.with_name(f".{target.name}")  # under its name only when it is whole
+    shutil.rmtree(made, ignore_errors=True)
+    (made / "checkpoints").mkdir(parents=True)
+    files = [f"checkpoints/{name}" for name in (LAST, BEST)]
+    for name in (*files, "metrics.jsonl"):
+        shutil.copyfile(source / name, made / name)
+    config = read_json(source / "config.json")
+    config["settings"].update(settings)
+    config["facts"].update(facts)
+    write_json(made / "config.json", config)
+    made.rename(target)
 
 
 def save_best(folder: Path, weights: dict[str, Tensor]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,7 @@ from typing import Any
 
 from ..config import renamed
 from ..errors import UserError
-from ..files import expand_home, read_json, read_rows, write_json
-from . import checkpoints
+from ..files import expand_home, read_json, read_rows
 
 # Flags that say where and how a run is made, not what is trained.
 NOT_IN_A_NAME = (
@@ -53,29 +51,6 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
         raise UserError(f"--resume {path}: no run folder, since it holds no config.json")
     check_writable(path)
     return path
-
-
-def branch(
-    source: Path, target: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
-    """Make `target` a run that stands at the end of the training of `source`, a finished run.
-
-    `settings` and `facts` (a new "wandb_id" among them) replace those of its config.json; none may
-    be a part of the training. Resuming `target` does what follows it. Nothing happens if it exists.
-    """
-    if target.exists():
-        return
-    made = target.with_name(f".{target.name}")  # under its name only when it is whole
-    shutil.rmtree(made, ignore_errors=True)
-    (made / "checkpoints").mkdir(parents=True)
-    files = [f"checkpoints/{name}" for name in (checkpoints.LAST, checkpoints.BEST)]
-    for name in (*files, "metrics.jsonl"):
-        shutil.copyfile(source / name, made / name)
-    config = read_json(source / "config.json")
-    config["settings"].update(settings)
-    config["facts"].update(facts)
-    write_json(made / "config.json", config)
-    made.rename(target)
 
 
 def check_writable(path: Path) -> None:

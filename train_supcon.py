@@ -122,10 +122,9 @@ def main(config: Config) -> dict[str, float]:
         total_steps = session.total_epochs * session.steps_per_epoch
         warmup_steps = round(config.warmup_epochs * session.steps_per_epoch)
 
-        # what the loss cannot fall below, and where it stays if all embeddings are equal
-        frequencies = learned.labels.bincount(minlength=classes) / len(learned)
-        counts = config.batch_size * frequencies if config.supervised else [1] * config.batch_size
-        floor = supcon_floor(list(map(float, counts)), config.views, config.temperature)
+        # the loss of one point for each class, and that of equal embeddings
+        counts = learned.labels.bincount() if config.supervised else torch.ones(len(learned))
+        floor = supcon_floor(counts, config.batch_size, config.views, config.temperature)
         collapse = supcon_collapse(config.batch_size, config.views)
         if not config.cross_entropy_weight:
             session.constants = {"train/loss_floor": floor, "train/loss_collapse": collapse}

@@ -234,35 +234,50 @@ def _gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def supcon_floor(class_counts: Sequence[float] | Tensor, views: int, temperature: float) -> float:
-    """The value of `supcon_loss` when each class is one point and the points are a simplex.
+def supcon_floor(
+    class_counts: Sequence[int] | Tensor, batch_size: int, views: int, temperature: float
+) -> float:
+    """The expected `supcon_loss` when each class is one point and the points are a simplex.
 
-    With n_k = views · class_counts[k] views of class k in a batch, K classes and N = Σ n_k, each
-    anchor of class y has -1/(K-1) as similarity to all negatives and 1 to its positives:
+    Batches of B images, of V views each, are drawn from M images, n_k of them of class k out of K.
+    An anchor has -1/(K-1) as similarity to all negatives and 1 to its positives. If j other images
+    of the batch are of its class, of the N = V·B views m = V·(1+j) are, and its loss is
 
-        ln( n_y - 1 + (N - n_y) · exp(-K/((K-1)·T)) ),   averaged over anchors that have a positive
+        ln( m - 1 + (N - m) · exp(-K/((K-1)·T)) ),   averaged over anchors that have a positive
 
-    For equal counts no embedding of any size is lower (Jensen over positives, negatives and
-    anchors; Graf et al. 2021, arXiv 2102.08817), and K - 1 dimensions are enough to reach it; at
-    low temperature it is ln(N/K - 1), N counting views. For unequal counts it is reached but need
-    not be the lowest value; none is below the average of ln(n_y - 1), its limit for T → 0.
+    and over j, which is hypergeometric: B - 1 draws from M - 1 images, of which n_k - 1 count.
+    Where all batches have as many images of each class no embedding of any size is lower (Jensen
+    over positives, negatives and anchors; Graf et al. 2021, arXiv 2102.08817), and K - 1 dimensions
+    are enough to reach it; at low temperature it is then ln(N/K - 1). Else it is reached but need
+    not be the lowest value; none is below the average of ln(m - 1), its limit for T → 0.
 
-    `class_counts` (K,) images per class in one batch, zeros left out; expected ones need not be
-    whole. 0 where no class has a positive, as the loss. ValueError: temperature not above 0.
+    `class_counts` int (K,) images of each class in the training set, zeros left out. 0 where no
+    anchor has a positive, as the loss. ValueError: temperature not above 0; fewer than B images.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
-    sizes = [views * float(count) for count in class_counts if count > 0]
-    anchors = sum(size for size in sizes if size > 1)
-    if not anchors:
-        return 0.0
-    classes = len(sizes)
+    counts = torch.as_tensor(class_counts).cpu().double()
+    counts = counts[counts > 0]
+    images, classes = counts.sum(), len(counts)
+    if images < batch_size:
+        raise ValueError(f"{images:.0f} images are fewer than the {batch_size} of a batch")
+    sizes, times = counts.unique(return_counts=True)  # classes of one size are alike
+    sizes, others = sizes[:, None], torch.arange(batch_size).double()  # (S,1), j (B,)
+    rest = batch_size - 1 - others
+
+    def log_choose(total: Tensor, chosen: Tensor) -> Tensor:
+        ways = torch.lgamma(total + 1) - torch.lgamma(chosen + 1)
+        return (ways - torch.lgamma(total - chosen + 1)).where(chosen <= total, -torch.inf)
+
+    chance = log_choose(sizes - 1, others) + log_choose(images - sizes, rest)
+    chance = (chance - log_choose(images - 1, others[-1])).exp()  # (S,B)
+    weights = chance * sizes * times[:, None] / images  # of anchors
+    alike = views * (1 + others)  # m
+    weights = weights * (alike > 1)
     negative = math.exp(-classes / (classes - 1) / temperature) if classes > 1 else 0.0
-    return sum(
-        size / anchors * math.log(size - 1 + (sum(sizes) - size) * negative)
-        for size in sizes
-        if size > 1
-    )
+    losses = (alike - 1 + (views * batch_size - alike) * negative).log()
+    total = weights.sum()
+    return float((weights * losses.where(alike > 1, 0)).sum() / total) if total > 0 else 0.0
 
 
 def supcon_collapse(batch_size: int, views: int) -> float:

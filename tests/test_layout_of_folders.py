@@ -7,6 +7,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from common.data import datasets
@@ -211,6 +212,29 @@ def test_the_preview_in_a_raw_file_is_no_image(tmp_path):
     path.rename(path.with_suffix(".NEF"))
     with pytest.raises(UserError, match=r"a.NEF \(a RAW file, .*: convert it\)"):
         load_folder(tmp_path, 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("ae", ()),
+        ("joint", ()),
+        ("supcon", ()),
+        ("supcon", ("--supervised=False",)),
+        ("supcon", ("--supervised=False", "--encoder=airbench", "--optimizer=muon")),
+    ],
+)
+def test_every_method_trains_beside_unlabelled_images(tmp_path, method, words):
+    fill(tmp_path / "pets/train", 0)
+    fill(tmp_path / "pets/test", 1)
+    fill(tmp_path / "pets/unlabelled", 2, names=(".",), count=3 * COUNT)
+    data = ("--dataset=folder", f"--data_dir={tmp_path / 'pets'}", "--image_size=8", "--width=4")
+    tiny.run(method, tmp_path / "run", *data, "--batch_size=8", "--log_every=1", *words)
+    steps = [row for row in tiny.rows_of(tmp_path / "run") if "train/loss" in row]
+    without_labels = method == "ae" or "--supervised=False" in words
+    labeled = 2 * COUNT - 2  # two of them are held out
+    images = labeled + (3 * COUNT if without_labels else 0)
+    assert len(steps) == 2 * (images // 8)  # of two epochs
 
 
 @pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])

@@ -294,23 +294,43 @@ def test_supcon_floor_is_the_loss_of_a_simplex_of_points(temperature, counts, vi
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     embeddings = (simplex + (len(counts) == 1))[labels].unsqueeze(1).expand(-1, views, -1)
     loss = supcon_loss(embeddings, labels, temperature).item()
-    assert supcon_floor(counts, views, temperature) == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    floor = supcon_floor(counts, sum(counts), views, temperature)  # one batch of all images
+    assert floor == pytest.approx(loss, rel=1e-9, abs=1e-12)
 
 
 def test_supcon_floor_is_not_undercut_and_is_the_stated_limit():
     labels = torch.arange(8) % 4
     embeddings = unit_embeddings(8, 2, size=3).requires_grad_()
-    floor = supcon_floor([2] * 4, 2, 0.5)
+    floor = supcon_floor([2] * 4, 8, 2, 0.5)
     for _ in range(300):
         loss = supcon_loss(embeddings, labels, 0.5)
         assert loss.item() >= floor - 1e-12
         (gradient,) = torch.autograd.grad(loss, embeddings)
         embeddings = (embeddings - gradient).detach().requires_grad_()
     assert loss.item() == pytest.approx(floor, abs=1e-2)
-    assert supcon_floor([12.8] * 10, 2, 0.05) == pytest.approx(math.log(256 / 10 - 1))
-    assert supcon_floor([6.4] * 10, 2, 0.5) == pytest.approx(3.19, abs=5e-3)
+    assert supcon_floor([16] * 8, 128, 2, 0.05) == pytest.approx(math.log(256 / 8 - 1))
+    # without labels each image is its own class
+    lone = math.log(1 + 510 * math.exp(-1 / 0.1))
+    assert supcon_floor(torch.ones(60_000), 256, 2, 0.1) == pytest.approx(lone, rel=1e-3)
     with pytest.raises(ValueError, match="temperature"):
-        supcon_floor([2, 2], 2, 0)
+        supcon_floor([2, 2], 4, 2, 0)
+    with pytest.raises(ValueError, match="4 images are fewer than the 5 of a batch"):
+        supcon_floor([2, 2], 5, 2, 0.1)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("counts", [[30] * 40, [5, 200, 80, 1, 14], [10] * 200])
+def test_supcon_floor_is_the_mean_over_random_batches(counts, views):
+    """With many classes a batch has some of them twice and others not at all."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    simplex = torch.eye(len(counts), dtype=torch.float64) - 1 / len(counts)
+    losses = []
+    for _ in range(300):
+        batch = labels[torch.randperm(len(labels))[:64]]
+        embeddings = functional.normalize(simplex[batch], dim=1).unsqueeze(1).expand(-1, views, -1)
+        losses.append(supcon_loss(embeddings, batch, 0.1).item())
+    mean = sum(losses) / len(losses)
+    assert supcon_floor(counts, 64, views, 0.1) == pytest.approx(mean, abs=0.02 * mean + 0.003)
 
 
 # several processes

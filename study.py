@@ -144,7 +144,8 @@ def main(config: Config) -> dict:
     def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
         for result in largest:
             result.values["robust"] = robust[result.run.folder]
-        return studies.recommendation_of(groups, baselines, failed)
+        same_time = config.minutes is not None
+        return studies.recommendation_of(groups, baselines, failed, same_time)
 
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}

@@ -46,8 +46,12 @@ def test_baselines_that_the_best_does_not_exceed_are_named():
     text = recommendation.recommend(Need("accuracy", values, baselines))
     assert text.startswith("accuracy: joint (89.5%), 19.0 ± ")
     assert "; it cannot be told that joint is above pixels (89.9%), which needs" in text
-    better = recommendation.recommend(Need("accuracy", values, {"pixels": [right(0.8)] * 2}))
-    assert "pixels" not in better
+    worse = recommendation.recommend(Need("accuracy", values, {"pixels": [right(0.8)] * 2}))
+    assert "pixels" not in worse
+    better = {"pixels": [right(0.96)] * 2, "PCA": [right(0.99)] * 2}
+    text = recommendation.recommend(Need("accuracy", values, better))
+    expected = "; but pixels (96.0%) and PCA (99.0%) are better still, and need no network"
+    assert text.startswith("accuracy: joint (89.5%)") and text.endswith(expected)
     spread = {"joint": [right(0.90), right(0.86)], "ae": [right(0.5)] * 2}
     text = recommendation.recommend(Need("accuracy", spread, {"pixels": [right(0.875)] * 2}))
     assert "above pixels (87.5%)" in text  # its seeds differ by more than its lead

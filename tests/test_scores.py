@@ -75,21 +75,60 @@ def test_clusters_that_are_the_classes():
     assert abs(nothing["ari"]) < 0.05 and nothing["nmi"] < 0.05
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says():
+def test_classes_that_are_not_there_count_nowhere():
+    labels = torch.tensor([0] * 50 + [1] * 50)
+    into_another, into_none = labels.clone(), labels.clone()
+    into_another[0], into_none[0] = 1, 2
+    found = [scores.classification(labels, wrong) for wrong in (into_another, into_none)]
+    assert found[0]["macro_f1"] == pytest.approx(0.99, abs=1e-3)
+    assert found[1]["macro_f1"] == pytest.approx((2 * 49 / 99 + 1) / 2)
+    assert found[0]["balanced_accuracy"] == found[1]["balanced_accuracy"] == 0.99
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.8, 500), (0.97, 100), (0.5, 20)])
+def test_an_interval_covers_the_truth_as_often_as_it_says(share, count):
     random = np.random.RandomState(0)
     covered = 0
     for _ in range(400):
-        found = scores.interval([random.binomial(1, 0.8, 500).astype(float)])
-        covered += found.low <= 0.8 <= found.high
-    assert 0.92 <= covered / 400 <= 0.98
+        found = scores.interval([random.binomial(1, share, count).astype(float)])
+        covered += found.low <= share <= found.high
+    assert 0.92 <= covered / 400 <= 0.99
+
+
+@pytest.mark.parametrize("spread", [0.003, 0.01])
+@pytest.mark.parametrize("runs", [(1, 1), (2, 2), (3, 3), (3, 2), (2, 1), (5, 1)])
+def test_equal_methods_are_rarely_told_apart(spread, runs):
+    """Methods whose runs vary with the seed, on images of which some are hard for all of them."""
+    random, told = np.random.RandomState(0), 0
+    for _ in range(300):
+        easy = random.beta(8, 2, 2000)
+        one, other = (
+            [random.binomial(1, (easy + random.normal(0, spread)).clip(0, 1)) for _ in range(n)]
+            for n in runs
+        )
+        told += scores.difference(one, other).excludes_zero
+    unknown = 0.3 if runs == (1, 1) else 0  # one run says nothing of others, which the docs say
+    assert told / 300 <= 0.08 + unknown
+
+
+def test_few_images_leave_doubt():
+    sure = scores.interval([np.ones(120)])
+    assert sure.value == 1 and 0.97 < sure.low < 0.99
+    first, second = np.ones(20), np.ones(20)
+    second[:4] = 0  # McNemar's exact test: p = 0.125
+    assert not scores.difference([first], [second]).excludes_zero
+    second[:8] = 0  # p = 0.008
+    assert scores.difference([first], [second]).excludes_zero
 
 
 def test_an_interval_is_wider_where_runs_differ():
-    images = np.array([0.0, 1.0] * 50)
+    images = np.array([0.0, 1.0] * 5000)
     alone, same = scores.interval([images]), scores.interval([images, images])
-    assert same == alone == scores.Interval(0.5, pytest.approx(0.402), pytest.approx(0.598))
+    assert same == alone
+    assert (alone.low, alone.high) == pytest.approx((0.5 - 0.0098, 0.5 + 0.0098), abs=1e-5)
     spread = scores.interval([np.zeros(100), np.ones(100)])
-    assert spread.value == 0.5 and spread.low == pytest.approx(0.5 - 1.96 * math.sqrt(0.5 / 2))
+    assert spread.value == 0.5
+    assert spread.low == pytest.approx(0.5 - 12.7 * math.sqrt(0.5 / 2), rel=0.01)  # t of one degree
     assert not scores.Interval(0.1, -0.1, 0.3).excludes_zero
     assert scores.Interval(0.1, 0.05, 0.15).excludes_zero
 
@@ -98,6 +137,5 @@ def test_paired_differences_are_sharper_than_two_intervals():
     random = np.random.RandomState(1)
     first = random.binomial(1, 0.8, 2000).astype(float)
     second = np.where(random.rand(2000) < 0.02, 1, first)  # nearly the same images are right
-    paired = scores.interval([second - first])
-    alone = scores.interval([first])
+    paired, alone = scores.difference([second], [first]), scores.interval([first])
     assert paired.high - paired.low < 0.5 * (alone.high - alone.low)

@@ -58,22 +58,26 @@ def leader(values: Values) -> str | None:
 
 def recommend(need: Need) -> str:
     """One sentence: the best method and its lead, or between which it cannot be told; then the
-    baselines that it does not exceed.
+    baselines that exceed it, and those that it cannot be told to exceed.
     """
     return _of_methods(need) + _of_baselines(need)
 
 
 def _of_baselines(need: Need) -> str:
-    best = next(iter(mean_scores(need.values)))
-    reached = [
-        f"{name} ({scores.interval(runs).value:.1%})"
-        for name, runs in need.baselines.items()
-        if scores.difference(need.values[best], runs).low <= 0
-    ]
-    if not reached:
-        return ""
-    needs = "which needs no network" if len(reached) == 1 else "which need no network"
-    return f"; it cannot be told that {best} is above {' and '.join(reached)}, {needs}"
+    best, text = next(iter(mean_scores(need.values))), ""
+    leads = {
+        name: scores.difference(need.values[best], runs) for name, runs in need.baselines.items()
+    }
+    named = {name: f"{name} ({scores.interval(need.baselines[name]).value:.1%})" for name in leads}
+    if better := [name for name, lead in leads.items() if lead.high < 0]:
+        verb, needs = ("is", "needs") if len(better) == 1 else ("are", "need")
+        text += f"; but {' and '.join(named[name] for name in better)} {verb} better still, and "
+        text += f"{needs} no network"
+    if reached := [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]:
+        needs = "needs" if len(reached) == 1 else "need"
+        text += f"; it cannot be told that {best} is above "
+        text += f"{' and '.join(named[name] for name in reached)}, which {needs} no network"
+    return text
 
 
 def _of_methods(need: Need) -> str:

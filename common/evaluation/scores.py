@@ -17,22 +17,22 @@ from . import samples
 BLOCK = 512  # queries whose similarities to all images are in memory at a time
 QUERIES = 2000  # of retrieval; sorting all images for each of 10,000 takes half a minute on a core
 BINS = 15  # of the calibration error, as in Guo et al. 2017
-NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
 
 
 def classification(labels: Tensor, predictions: Tensor) -> dict[str, float]:
     """accuracy, balanced_accuracy (the mean over classes) and macro_f1 of predictions int64 (N,).
 
-    On balanced classes the first two are equal.
+    The means are over the classes of `labels`; on balanced ones the first two are equal.
     """
     from sklearn import metrics
 
     true, found = labels.cpu().numpy(), predictions.cpu().numpy()
+    means = {"labels": np.unique(true), "average": "macro", "zero_division": 0}
     with warnings.catch_warnings(action="ignore"):  # a class that is predicted but not there
         return {
             "accuracy": float(metrics.accuracy_score(true, found)),
             "balanced_accuracy": float(metrics.balanced_accuracy_score(true, found)),
-            "macro_f1": float(metrics.f1_score(true, found, average="macro", zero_division=0)),
+            "macro_f1": float(metrics.f1_score(true, found, **means)),
         }
 
 
@@ -135,26 +135,50 @@ def interval(values: Sequence[np.ndarray]) -> Interval:
 
     Args:
         values: one float array (N,) for each run with another seed, of the same N test images:
-            0 or 1 for a prediction, or the difference of two methods on the same image.
+            0 to 1, such as whether a prediction is right.
 
     The squared standard error is s²/N, s being the standard deviation over images of the mean over
     runs, plus, with several runs, the variance over runs of their means divided by their number.
-    The first part, without assumptions, is what a bootstrap over images gives in the limit.
+    It is multiplied by the quantile of Student's t, with the degrees of freedom of a sum of
+    variances (Welch 1947, Satterthwaite 1946): few runs tell little of how much runs differ. For s
+    an image with each of the limits, 0 and 1, joins the others (Agresti & Caffo 2000): where all
+    are right, the next may be wrong.
     """
     table = np.stack(values).astype(float)  # (runs,N)
-    mean = float(table.mean())
-    variance = table.mean(0).var() / table.shape[1]
-    if len(table) > 1:
-        variance += table.mean(1).var(ddof=1) / len(table)
-    half = NORMAL_95 * float(np.sqrt(variance))
-    return Interval(mean, mean - half, mean + half)
+    return _interval(table.mean(0), (0, 1), [table.mean(1)])
 
 
 def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Interval:
     """How much two methods differ, first − second, paired on the same test images.
 
-    As `interval`; the runs of the two are paired where they are equally many, else their means are.
+    As `interval`, with the limits -1 and 1. The runs of the two are paired where they are equally
+    many; else the variances over runs of both are added, where a single run is taken to vary as
+    those of the other method.
     """
-    if len(first) == len(second):
-        return interval([a.astype(float) - b for a, b in zip(first, second, strict=True)])
-    return interval([np.mean(first, axis=0) - np.mean(second, axis=0)])
+    tables = [np.stack(values).astype(float) for values in (first, second)]
+    images = tables[0].mean(0) - tables[1].mean(0)
+    runs = [table.mean(1) for table in tables]
+    if len(runs[0]) == len(runs[1]):
+        runs = [runs[0] - runs[1]]
+    return _interval(images, (-1, 1), runs)
+
+
+def _interval(
+    images: np.ndarray, limits: tuple[float, float], runs: Sequence[np.ndarray]
+) -> Interval:
+    """The mean of values (N,) of images, and its interval; `runs` are the means of each run, of one
+    method or two.
+    """
+    from scipy import stats
+
+    sample = np.append(images, limits)
+    parts = [(sample.var(ddof=1) / len(sample), len(sample) - 1)]  # squared error, its freedom
+    several = [means for means in runs if len(means) > 1]
+    for means in runs if several else []:
+        known = means if len(means) > 1 else several[0]
+        parts.append((known.var(ddof=1) / len(means), len(known) - 1))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+    mean = float(images.mean())
+    return Interval(mean, mean - half, mean + half)

@@ -1,6 +1,6 @@
 """What a study found: the scores of its runs, their table, curves and recommendation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +69,12 @@ def recommendation_of(
     groups: dict[str, list[Result]],
     baselines: dict[str, dict[str, list[np.ndarray]]],
     failed: dict[str, str],
+    same_time: bool,
 ) -> list[str]:
     """A sentence for each need, from the results by labels per class, the largest number last.
 
-    `baselines` are those of `baselines_of` by labels per class, an array for each seed.
+    `baselines` are those of `baselines_of` by labels per class, an array for each seed. With
+    `same_time` all trained for the same time, so that none is the cheapest.
     """
     *_, (most, largest) = groups.items()
     shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
@@ -90,12 +92,12 @@ def recommendation_of(
         Need("robust to noise and shift", by_method(largest, "robust")),
     ]
     lines = [recommendation.recommend(need) for need in needs]
-    summaries = {result.member.method: result.run.summary for result in reversed(largest)}
-    errors = {name: found["test/mse"] for name, found in summaries.items() if "test/mse" in found}
-    pca = next((found["pca/mse"] for found in summaries.values() if "pca/mse" in found), None)
-    lines.append(recommendation.reconstruction(errors, pca))
-    seconds = {result.member.method: result.run.cost()["training_seconds"] for result in largest}
-    lines.append(recommendation.cheapest(accuracy[most], seconds))
+    errors = means(largest, lambda run: run.summary.get("test/mse"))
+    pca = means(largest, lambda run: run.summary.get("pca/mse")).values()
+    lines.append(recommendation.reconstruction(errors, next(iter(pca), None)))
+    if not same_time:
+        seconds = means(largest, lambda run: run.cost().get("training_seconds"))
+        lines.append(recommendation.cheapest(accuracy[most], seconds))
     return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 
@@ -120,6 +122,15 @@ def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray
     for result in results:
         found.setdefault(result.member.method, []).append(result.values[name])
     return found
+
+
+def means(results: Sequence[Result], number: Callable[[Any], float | None]) -> dict[str, float]:
+    """The mean of a number of each run by method, of those methods whose runs have it."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        if (value := number(result.run)) is not None:
+            found.setdefault(result.member.method, []).append(value)
+    return {method: float(np.mean(values)) for method, values in found.items()}
 
 
 def baselines_of(images: Any, dimensions: int) -> dict[str, np.ndarray]:
@@ -173,21 +184,18 @@ def table(
                 best = frozenset([methods.index(leader)] if leader else [])
             for prefix, baseline in (("pca", "PCA"), ("image", "pixels")):
                 key_there = f"{prefix}/{key.split('/')[1]}"
-                known = [summary for found in summaries.values() for summary in found]
-                numbers = [summary[key_there] for summary in known if key_there in summary]
+                known = {r.member.seed: r.run.summary for r in group if key_there in r.run.summary}
+                numbers = [summary[key_there] for summary in known.values()]  # one for each seed
                 if key == "test/linear_accuracy" and baseline in baselines[labels]:
-                    numbers = [np.mean(baselines[labels][baseline])]
-                cells.append(form.format(numbers[0]) if numbers else "–")
+                    numbers = baselines[labels][baseline]
+                cells.append(form.format(np.mean(numbers)) if len(numbers) else "–")
             if set(cells) != {"–"}:
                 rows.append(tables.Row(text, tuple(cells), best))
         sizes = {r.member.method: f"{r.dimensions:,}" for r in group}
         cells = [sizes.get(method, "–") for method in methods]
         rows.append(tables.Row("dimensions of the latents", (*cells, "–", "–")))
-        costs = [[r.run.cost() for r in group if r.member.method == m] for m in methods]
-        seconds = [
-            np.mean([c["training_seconds"] for c in cost]) if cost else None for cost in costs
-        ]
-        cells = ["–" if s is None else f"{s:,.0f}" for s in seconds]
+        seconds = means(group, lambda run: run.cost().get("training_seconds"))
+        cells = [f"{seconds[method]:,.0f}" if method in seconds else "–" for method in methods]
         rows.append(tables.Row("seconds of training", (*cells, "–", "–")))
     return rows
 

@@ -1,0 +1,68 @@
+"""What a study says of several runs of each method."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from common.evaluation import studies
+from common.evaluation.studies import Member, Result
+
+
+def result(method: str, seed: int, share: float, seconds: float, **summary: float) -> Result:
+    """A run that is right on that share of 1,000 images, the first ones."""
+    right = np.arange(1000) < 1000 * share
+    values = {name: right.astype(float) for *_, name in studies.SCORES if name}
+    values["robust"] = values["linear"]
+    found = {"test/linear_accuracy": share} | {
+        k.replace("_", "/", 1): v for k, v in summary.items()
+    }
+    run = SimpleNamespace(summary=found, cost=lambda: {"training_seconds": seconds})
+    return Result(Member(f"{method}-all-seed{seed}", method, "all", seed), run, values, 8)
+
+
+GROUP = [
+    result("ae", 0, 0.895, 10, test_mse=0.01, pca_mse=0.02, image_knn_accuracy=0.5),
+    result("joint", 0, 0.90, 200, image_knn_accuracy=0.5),
+    result("ae", 1, 0.895, 400, test_mse=0.02, pca_mse=0.03, image_knn_accuracy=0.6),
+    result("joint", 1, 0.90, 210, image_knn_accuracy=0.6),
+]
+BASELINES = {"all": {"pixels": [np.zeros(1000), np.ones(1000)]}}
+
+
+def test_every_number_is_a_mean_over_the_seeds():
+    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, same_time=False)
+    errors, cheapest = lines[-2:]
+    assert "its MSE is 0.01500, 0.60 times that of PCA" in errors
+    assert cheapest.endswith(
+        "cannot be told between ae (89.5%, 205 s of training) and joint (90.0%, 205 s of training)"
+    )
+    rows = {row.text: row.cells for row in studies.table({"all": GROUP}, BASELINES)}
+    assert rows["reconstruction MSE"] == ("0.01500", "–", "0.02500", "–")
+    assert rows["seconds of training"] == ("205", "205", "–", "–")
+    assert rows["linear probe"][-1] == "50.00%"
+
+
+def test_a_baseline_is_the_mean_over_the_images_that_each_seed_has():
+    group = [result("joint", n, 0.9, 1, test_knn_accuracy=0.8) for n in (0, 1)]
+    for one, value in zip(group, (0.50, 0.60), strict=True):
+        one.run.summary["image/knn_accuracy"] = value
+    rows = {row.text: row.cells for row in studies.table({"all": group}, {"all": {}})}
+    assert rows["5 nearest neighbors"][-1] == "55.00%"
+
+
+def test_none_is_the_cheapest_where_all_had_the_same_time():
+    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, same_time=True)
+    assert not any(line.startswith("cheapest") for line in lines)
+
+
+def test_a_run_that_failed_leaves_the_spread_of_the_others():
+    group = [
+        *(result("joint", seed, share, 1) for seed, share in enumerate((0.93, 0.90, 0.87))),
+        *(result("supcon", seed, share, 1) for seed, share in enumerate((0.92, 0.89, 0.86))),
+    ]
+    failed = {"supcon-all-seed2": "the disk is on fire"}
+    for some in (group, group[:-1]):
+        lines = studies.recommendation_of({"all": some}, {"all": {}}, failed, same_time=True)
+        whole = some is group
+        assert ("cannot be told" in lines[0]) == (not whole)
+    assert lines[-1] == "failed, left out: supcon-all-seed2 (the disk is on fire)"

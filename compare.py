@@ -16,10 +16,11 @@ of them, and a click on one shows its nearest neighbors in every space.
 
 import io
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
 import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
@@ -108,18 +109,18 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     warnings = [f"left out: {reason}" for reason in left_out.values()]
     for warning in warnings:
         console.say(warning)
-    # probes learn from the images that all runs have trained on
-    images = datasets.split_data(arrays, min(run.facts["train_images"] for run in chosen)).to(
-        device
-    )
+    # probes learn from images that all runs have trained on
+    limit, few = smallest(chosen, "limit_train"), smallest(chosen, "labels_per_class")
+    images = datasets.split_data(arrays, limit, few, settings["seed"]).to(device)
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
     mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
     corrupted = corruptions.all_corrupted(subset)
     map_indices = pictures.positions(mapped, images.test)
     facts = [
         f"{data_name}, {len(images.test):,} test images that no run has seen, the same for all",
-        f"probes learn from {len(images.train):,} training images; {len(images.validation):,} "
-        "validation images select their L2 penalty",
+        f"probes learn from {len(images.train):,} training images"
+        + (", those that have a label in a run of that seed; " if few else "; ")
+        + f"{len(images.validation):,} validation images select their L2 penalty",
         f"t-SNE of {len(mapped):,} test images, noise and shift on {len(subset):,}",
     ]
     if len(asked := samples.stratified(labels)) < len(labels):
@@ -133,12 +134,14 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
 
     # ---------------------------------------------------------------- The spaces of the runs
     spaces: dict[str, list[comparison.Space]] = {}
+    tables_of: dict[str, list[str]] = {}  # by space: the names of its tables in W&B
     robust: dict[Path, np.ndarray] = {}  # by folder: of each image, under how many corruptions
     for name, run in ((name, run) for name, group in named.items() for run in group):
         console.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
+        learned = with_labels_of(run, images, arrays, limit, few)
         begun = time.perf_counter()
-        latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
+        latents = report.encode_splits(encoder, nn.Identity(), learned, with_test=True)
         seconds = time.perf_counter() - begun
         space, _ = comparison.measure(name, latents, classifier, map_indices, config.label_draws)
         errors = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
@@ -148,6 +151,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
         spaces.setdefault(name, []).append(space)
+        tables_of.setdefault(name, []).append(run.folder.resolve().name)
         reported, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
         if abs(reported - ours) > TOLERANCE:
             warnings.append(
@@ -160,11 +164,12 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             projection = comparison.Projection(encoder, head)
             space.metrics.update(comparison.robustness(projection, probe, corrupted)[0])
             spaces.setdefault(title, []).append(space)
+            tables_of.setdefault(title, []).append(f"{run.folder.resolve().name}_projection")
 
     # ---------------------------------------------------------------- Baselines
     own, encoders = list(spaces), {}
     for size in sorted({group[0].map_latents.shape[1] for group in spaces.values()}):
-        pca, why_not = fit_pca(images.train, size)
+        pca, why_not = fit_pca(images.pretrain, size)
         if pca is None:
             facts.append(f"PCA-{size} is left out: {why_not}")
         else:
@@ -276,14 +281,15 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         (out / "checkpoints").rmdir()  # there is nothing to resume
         header, *others = [[row.text, *row.cells] for row in rows if row.cells]
         tracker.table("tables/comparison", header, others, step=0)
+        used: Counter[str] = Counter()  # folders in different places may have one name
         for name in own:
-            for run, space in zip(
-                named[name.removesuffix(" projection")], spaces[name], strict=True
-            ):
+            for table, space in zip(tables_of[name], spaces[name], strict=True):
+                used[table] += 1
+                again = "" if used[table] == 1 else f"-{used[table]}"
+                key = f"tables/embeddings/{table}{again}".replace(" ", "_")
                 guesses = space.predictions[map_indices]
                 _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
-                key = f"tables/embeddings/{run.folder.resolve().name}{name[len(run.method) :]}"
-                tracker.table(key.replace(" ", "_"), head, cells, step=0)
+                tracker.table(key, head, cells, step=0)
         for name, (figure, caption) in figures.items():
             tracker.figure(name, figure, caption, step=0)
         summary = {
@@ -297,6 +303,28 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     for line in ("", tables.as_text(rows), "", *facts, *warnings, "", *end):
         console.say(line)
     return results
+
+
+def smallest(chosen: list[runs.Run], name: str) -> int | None:
+    """The smallest number that a run has for this setting; None if it limits none of them."""
+    return min((number for run in chosen if (number := run.settings.get(name))), default=None)
+
+
+def with_labels_of(
+    run: runs.Run, images: datasets.ImageData, arrays: Any, limit: int | None, few: int | None
+) -> datasets.ImageData:
+    """The images with `few` labels of each class, which depend on the run's seed; with all if None.
+
+    A run that has more labels per class has these among them.
+    """
+    if few is None:
+        return images
+    train = datasets.split_data(arrays, limit, few, run.settings["seed"]).train
+    rows, labels = (
+        train.rows.to(images.train.rows.device),
+        train.labels.to(images.train.labels.device),
+    )
+    return replace(images, train=replace(images.train, rows=rows, labels=labels))
 
 
 def fit_pca(split, dimensions: int) -> tuple:

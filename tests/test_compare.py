@@ -20,7 +20,7 @@ from common.data import corruptions, datasets
 from common.errors import UserError
 from common.evaluation import comparison, probes
 from common.files import read_json, write_json
-from common.run import runs
+from common.run import runs, tracking
 
 ROOT = Path(__file__).parent.parent
 TINY = ("--limit_train=256", "--epochs=2", "--batch_size=32", "--width=8", "--tsne_images=40")
@@ -251,6 +251,52 @@ def test_wandb_gets_tables_with_one_column_per_number(made, tmp_path, monkeypatc
         assert 1 < len(table["data"]) <= 1000
     shown = {path.name.split("_")[0] for path in media.rglob("media/images/figures/*.png")}
     assert shown == {"maps", "classes", "mistakes", "lines", "sheet"}
+
+
+def test_tables_are_named_after_the_folders_however_these_are_called(made, tmp_path, monkeypatch):
+    for source, name in (("joint-0", "my projection"), ("joint-1", "a/wide"), ("ae", "b/wide")):
+        shutil.copytree(made / source, tmp_path / name)
+    config = read_json(tmp_path / "a/wide/config.json")
+    config["settings"]["learning_rate"] = 0.04  # another kind, so columns are named by the folder
+    write_json(tmp_path / "a/wide/config.json", config)
+    named = []
+    keep = tracking.Tracker.table
+    monkeypatch.setattr(
+        tracking.Tracker, "table", lambda self, *words, **more: named.append(words[0]) or keep(
+            self, *words, **more
+        ),
+    )  # fmt: skip
+    folders = [tmp_path / name for name in ("my projection", "a/wide", "b/wide")]
+    run(*folders, made / "supcon", out=tmp_path / "out")
+    assert named == ["tables/comparison"] + [
+        f"tables/embeddings/{name}"
+        for name in ("my_projection", "wide", "wide-2", "supcon", "supcon_projection")
+    ]
+
+
+def test_runs_with_few_labels_are_probed_with_the_labels_that_they_had(tmp_path):
+    few = (*TINY, "--tracking=disabled", "--labels_per_class=5", "--batch_size=16")
+    words = {"joint": (), "again": ("--seed=1",), "ae": SCRIPTS["ae"][1]}
+    for name, more in words.items():
+        script = train_ae if name == "ae" else train_joint
+        with coarse_pictures():
+            script.main(parse(script.Config, [*few, *more, f"--run_dir={tmp_path / name}"]))
+        fresh()
+    found = run(*(tmp_path / name for name in words), out=tmp_path / "out")
+    assert any("50 training images, those that have a label" in line for line in found["notes"])
+    for name, (first, *others) in {"joint": ("joint", "again"), "ae": ("ae",)}.items():
+        for folder, metrics in zip((first, *others), found["spaces"][name]["runs"], strict=True):
+            own = read_json(tmp_path / folder / "summary.json")
+            assert metrics["knn_accuracy"] == pytest.approx(own["test/knn_accuracy"])
+            assert metrics["linear_accuracy"] == pytest.approx(own["test/linear_accuracy"])
+            assert {"knn_1", "knn_20", "labels_5"} & set(metrics) == {"knn_1", "knn_20"}
+            assert "knn_100" not in metrics  # of 50 references
+    # PCA and the autoencoder have learned from all images
+    assert found["spaces"]["ae"]["mean"]["train_images"] == 256
+    assert found["spaces"]["joint"]["mean"]["train_images"] == 50
+    pca = read_json(tmp_path / "ae/summary.json").get("pca/mse")
+    shown = found["spaces"].get("PCA-128", {"mean": {}})["mean"].get("mse")
+    assert shown == (None if pca is None else pytest.approx(pca))
 
 
 def test_a_run_whose_files_do_not_reach_its_figures_is_called_out(made, damaged, tmp_path):

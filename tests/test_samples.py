@@ -60,6 +60,12 @@ def all_metrics(latents: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
     return report.latent_metrics(split, cosine, "test", "latent")
 
 
+def test_one_image_of_each_class_leaves_an_error():
+    labels = torch.arange(50)
+    found = samples.estimate(torch.tensor([0.0, 1.0] * 25), labels, 200)
+    assert found.error == pytest.approx(math.sqrt((1 - 50 / 200) * (12.5 / 49) / 50))
+
+
 def test_metrics_of_samples_lie_within_their_stated_error_of_the_full_ones(monkeypatch):
     """Of 15 data sets: few are further off than two standard errors, and the error is no excuse."""
     names = ("test/knn_accuracy", "latent/silhouette", "latent/uniformity")

@@ -90,7 +90,9 @@ def measure(
     metrics = {key: probes.accuracy(p, latents.test_labels) for key, p in predictions.items()}
     rows = samples.stratified(latents.test_labels)
     asked, true = latents.test[rows], latents.test_labels[rows]
-    by_k = neighbors.predict_by_k(latents.train, latents.train_labels, asked, NEIGHBORS)
+    # as many neighbors as there are references would be the most frequent class
+    ks = [k for k in NEIGHBORS if k <= 5 or k < len(latents.train)]
+    by_k = neighbors.predict_by_k(latents.train, latents.train_labels, asked, ks)
     for k, found in by_k.items():
         hits = samples.estimate((found == true).float(), true, len(latents.test))
         metrics |= hits.named("knn_accuracy" if k == 5 else f"knn_{k}")

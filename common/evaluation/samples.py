@@ -57,7 +57,8 @@ def estimate(values: Tensor, labels: Tensor, total: int) -> Estimate:
     """The mean of values (n,) of a stratified sample out of `total` images, and its error.
 
     With allocation in proportion to the classes the squared error is (1 − n/N) s²/n, s² being the
-    variance within classes (Cochran 1977, section 5.6).
+    variance within classes (Cochran 1977, section 5.6); that of all values where the sample has one
+    image of each class.
 
     Args:
         values: float (n,). labels: int64 (n,), the classes of the same images.
@@ -69,6 +70,8 @@ def estimate(values: Tensor, labels: Tensor, total: int) -> Estimate:
     values = values.double()
     sums = torch.zeros(len(classes), dtype=torch.float64, device=values.device)
     within = values - (sums.index_add(0, labels, values) / labels.bincount())[labels]
+    if count == len(classes):  # one of each class: nothing varies within them
+        within, classes = values - value, classes[:1]
     variance = within.square().sum() / max(1, count - len(classes))
     return Estimate(value, ((1 - count / total) * variance / count).sqrt().item(), count, total)
 

@@ -133,7 +133,9 @@ class Run:
             for name in ("time/epoch_seconds", "time/images_per_second")
             if timed
         }
-        cost = {"parameters": self.facts["parameters"], "train_images": self.facts["train_images"]}
+        # older runs do not tell labeled images from those that the encoder learned from
+        images = self.facts.get("learned_images", self.facts["train_images"])
+        cost = {"parameters": self.facts["parameters"], "train_images": images}
         if timed:
             cost["training_seconds"] = means["time/epoch_seconds"] * self.settings["epochs"]
             cost["images_per_second"] = means["time/images_per_second"]

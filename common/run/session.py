@@ -112,6 +112,7 @@ class Session:
         self._same = {"fingerprint": images.fingerprint}
         facts = {"method": self.method, "class_names": images.class_names, **self._same}
         facts["train_images"] = len(images.train)  # with labels
+        facts["learned_images"] = taken
         facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
 
         state = checkpoints.load_last(self.run_dir / "checkpoints", expected=self._same)

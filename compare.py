@@ -52,6 +52,7 @@ class Config:
     runs: Annotated[Positional[tuple[Place, ...]], arg(metavar="RUN")] = ()  # finished runs
     out: Place = "comparison"  # a new folder for the results
     data_dir: Place | None = None  # where the images lie; None: where the first run found them
+    labels: Place | None = None  # folder: their CSV file; None: where the first run found it
     # Evaluation
     map_images: Points = 2000  # test images in the maps
     robust_images: PositiveInt = 5000  # test images that are corrupted
@@ -88,7 +89,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     settings, fingerprint = chosen[0].settings, chosen[0].facts["fingerprint"]
     place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
     data_name = place.resolve().name if settings["dataset"] == "folder" else settings["dataset"]
-    more = {name: settings.get(name) for name in ("white", "labels")}  # older runs lack it
+    more = {"white": settings.get("white"), "labels": config.labels or settings.get("labels")}
     skip = settings["skip_unreadable"]
     arrays = datasets.read(settings["dataset"], place, size, skip, **more)
     if arrays.fingerprint != fingerprint:

@@ -111,7 +111,12 @@ def main(config: Config) -> dict:
     ]
     with made(out):
         planned = plan(config, out, members)
-    flags = {name: [*words, "--data_dir", config.data_dir] for name, words in planned.items()}
+    places = [
+        "--data_dir",
+        config.data_dir,
+        *(["--labels", config.labels] if config.labels else []),
+    ]
+    flags = {name: [*words, *places] for name, words in planned.items()}
 
     # ---------------------------------------------------------------- Runs
     failed = {}
@@ -151,7 +156,9 @@ def main(config: Config) -> dict:
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
     folders = tuple(str(result.run.folder) for result in largest)
     # the study itself shows what few labels do; here all encoders have seen the most labels
-    comparison = compare.Config(folders, str(compared), config.data_dir, label_draws=1, **wandb)
+    comparison = compare.Config(
+        folders, str(compared), config.data_dir, config.labels, label_draws=1, **wandb
+    )
     lines = compare.main(comparison, recommend)["recommendation"]
 
     # ---------------------------------------------------------------- Files
@@ -229,7 +236,10 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     path = out / "study.json"
     if path.exists():
         stored = read_json(path)
-        if odd := [name for name in settings if stored["settings"].get(name) != settings[name]]:
+        odd = [name for name in settings if stored["settings"].get(name) != settings[name]]
+        if config.labels and stored["settings"].get("labels"):
+            odd = [name for name in odd if name != "labels"]  # the file moves with the images
+        if odd:
             had = ", ".join(f"--{name} {stored['settings'].get(name)}" for name in odd)
             raise UserError(f"{out} holds a study with {had}; take these, or another --out")
         return {name: shlex.split(command)[2:] for name, command in stored["commands"].items()}

@@ -219,10 +219,13 @@ def _resumed(config_class: type, args: Sequence[str] | None, run_dir: Path) -> A
     names = {name for name in fields.intersection(CHOSEN_BY_THE_RUN) if not getattr(config, name)}
     chosen = {name: getattr(stored, name) for name in names}
     config = dataclasses.replace(config, resume=str(run_dir), **chosen)
+    free = [*FREE_ON_RESUME]
+    if getattr(stored, "labels", None) and getattr(config, "labels", None):
+        free.append("labels")  # a file that moves with the images, whose fingerprint holds them
     differences = [
         f"--{name} {getattr(config, name)} (the run has {getattr(stored, name)})"
         for name in settings
-        if name not in FREE_ON_RESUME and getattr(config, name) != getattr(stored, name)
+        if name not in free and getattr(config, name) != getattr(stored, name)
     ]
     if differences:
         raise UserError(

@@ -95,8 +95,8 @@ def _sound(stream: Any) -> Any:
         io.BufferedWriter(_Forgiving(descriptor)),
         encoding=stream.encoding,
         errors="replace" if stream.errors == "strict" else stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=getattr(stream, "write_through", False),
+        # PYTHONUNBUFFERED writes through, to the descriptor; here there is a buffer in between
+        line_buffering=stream.line_buffering or getattr(stream, "write_through", False),
     )
 
 

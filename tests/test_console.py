@@ -62,6 +62,15 @@ def test_nobody_needs_to_read_what_is_shown(run_command, tmp_path, shell):
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("show", ["console.say('a note')", "print('a note', file=sys.stderr)"])
+def test_what_is_said_is_there_before_the_process_is_killed(run_command, show, unbuffered):
+    code = f"import os, sys; from common import console; console.begin(); {show}; "
+    code += "os.kill(os.getpid(), 9)"
+    done = run_command(sys.executable, "-c", code, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == -9 and "a note" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("before", ["sys.stdout = sys.stderr = None", "sys.stdout.close()"])
 def test_streams_that_are_gone_inside_python_are_replaced(run_command, tmp_path, before):
     assert script(run_command, before).returncode == 0

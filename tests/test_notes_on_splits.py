@@ -46,6 +46,10 @@ def test_folders_are_not_mirrored_unless_asked_for():
         "training images are also mirrored (--flip True)"
     ]
     assert datasets.notes_on_flips("cifar10", None) == []
+    for dataset in ("folder", "cifar10"):
+        (note,) = datasets.notes_on_flips(dataset, True, "none")
+        assert note == "the encoder's training images are not mirrored, since --augment is none"
+    assert datasets.notes_on_flips("cifar10", None, "none") == []
 
 
 def test_nothing_is_said_of_ordinary_data(tmp_path):

@@ -1,14 +1,20 @@
 """Processes that wait for each other: for as long as it takes, but not for one that has died."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from common.errors import UserError
 from common.run import processes
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -56,3 +62,22 @@ def test_who_gives_no_sign_of_life_is_not_waited_for(store, capsys):
 def test_one_process_meets_nobody():
     with processes.Processes(1, "runs/a") as alone:
         alone.meet("epoch 0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+@pytest.mark.parametrize("when", ["while it imports", "later"])
+def test_a_trainer_ends_with_its_launcher(tmp_path, when):
+    """`accelerate launch` may be killed at any time; nobody else would end what it has started."""
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    begin = f"open({str(begun)!r}, 'w').write(str(os.getpid())); time.sleep(2); "
+    start = "from common.run import runtime; runtime.start('no', 0); "
+    steps = begin + start if when == "while it imports" else start + begin
+    trainer = f"import os, time, common; {steps}time.sleep(9); open({str(done)!r}, 'w').close()"
+    wait = f"while not (os.path.exists({str(begun)!r}) and os.path.getsize({str(begun)!r})): pass"
+    launcher = "import os, subprocess, sys\n"
+    launcher += f"subprocess.Popen([sys.executable, '-c', {trainer!r}])\n{wait}"
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", launcher], env=environment, check=True)  # and it is gone
+    while Path("/proc", begun.read_text()).exists():
+        time.sleep(0.1)
+    assert not done.exists()

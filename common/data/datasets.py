@@ -169,7 +169,8 @@ def load(config: Any, show_progress: bool = True) -> ImageData:
         )
     if show_progress:
         say(notes_on_splits(arrays, images))
-        say(notes_on_flips(config.dataset, getattr(config, "flip", None)))
+        flip, augment = getattr(config, "flip", None), getattr(config, "augment", None)
+        say(notes_on_flips(config.dataset, flip, augment))
     return images
 
 
@@ -282,12 +283,22 @@ def split_data(
 def hold_out(
     order: np.ndarray, count: int, groups: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` of the rows in `order`, and the others; at least, if in groups."""
+    """The first `count` of the rows in `order`, and the others.
+
+    Of groups, which stay whole: in the order of their first rows, those that have at most 1.5 times
+    what is missing. If these are not half of `count`, the smallest one that is left joins them.
+    """
     if groups is None:
         return order[:count], order[count:]
     of, held = groups[order], np.zeros(len(order), bool)
-    while held.sum() < count and not held.all():
-        held |= of == of[np.argmin(held)]  # the group of the first row that is left
+    sizes, left = np.bincount(of), list(dict.fromkeys(of.tolist()))
+    for group in list(left):
+        missing = count - held.sum()
+        if missing > 0 and sizes[group] <= 1.5 * missing:
+            held |= of == group
+            left.remove(group)
+    if held.sum() < count / 2 and left:
+        held |= of == min(left, key=lambda group: sizes[group])
     return order[held], order[~held]
 
 

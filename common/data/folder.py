@@ -47,7 +47,7 @@ class Arrays:
     test_images: np.ndarray | None  # uint8 (M,C,S,S); None if there is no test part
     test_labels: np.ndarray | None  # int64 (M,)
     class_names: tuple[str, ...]  # of a folder: the sorted names of the class folders
-    fingerprint: str  # SHA-256 of pixels, labels and class names
+    fingerprint: str  # SHA-256 of pixels, labels, class names and groups
     validation_images: np.ndarray | None = (
         None  # uint8 (V,C,S,S); None: a tenth of train is held out
     )
@@ -118,7 +118,10 @@ def load_folder(
     if groups:
         pairs = zip(listing.paths, groups, strict=True)
         kept = [group for path, group in pairs if path not in unreadable]
-        images = replace(images, groups=np.unique(kept, return_inverse=True)[1])
+        _, first, numbers = np.unique(kept, return_index=True, return_inverse=True)
+        numbers = first.argsort().argsort()[numbers]  # in the order in which groups appear
+        fingerprint = checksum(images.fingerprint.encode(), numbers.astype("<i8").data)
+        images = replace(images, groups=numbers, fingerprint=fingerprint)  # they decide the splits
     say(listing.notes + notes + ([skipped] if unreadable else []))
     return images
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .layout import Listing, printable, some
+from .layout import Listing, composed, printable, some
 
 COLUMNS = ("path", "label", "group")
 
@@ -26,9 +26,10 @@ def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
     """
     rows, header = _read(file)
     paths = [os.path.normpath(row["path"]) for row in rows]
-    if twice := [path for path, count in Counter(paths).items() if count > 1]:
-        raise UserError(f"{file} names images twice: {some(twice)}; keep one row of each")
     files = [data_dir / path for path in paths]
+    places = Counter(map(os.path.normpath, files))
+    if twice := [path for path in paths if places[os.path.normpath(data_dir / path)] > 1]:
+        raise UserError(f"{file} names images twice: {some(set(twice))}; keep one row of each")
     if missing := [path for path, file in zip(paths, files, strict=True) if not file.is_file()]:
         advice = f"paths are relative to --data_dir {data_dir}"
         raise UserError(
@@ -36,13 +37,16 @@ def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
         )
     table = sorted(zip([row["label"] for row in rows], paths, rows, files, strict=True), key=_key)
     names = sorted({label for label, *_ in table})
+    shown = tuple(map(printable, names))
+    if twice := {name for name in shown if shown.count(name) > 1}:
+        raise UserError(f"{file} has two labels that are shown as {some(twice)}; rename one")
     index = {name: number for number, name in enumerate(names)}
     stamps = [[s.st_size, s.st_mtime_ns] for *_, name in table for s in [name.stat()]]
     notes = [f"labels of {len(table):,} images, {len(names)} classes, are those of {file}"]
     if others := [name for name in header if name and name not in COLUMNS]:
         notes.append(f"columns of {file} that are not used: {some(others)}")
     listing = Listing(
-        class_names=tuple(map(printable, names)),
+        class_names=shown,
         paths=[path for _, path, *_ in table],
         stamps=stamps,
         parts=["train"] * len(table),
@@ -67,6 +71,8 @@ def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
             header = [name.strip().lower() for name in table.fieldnames or []]
             table.fieldnames = header
             rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in table]
+            for row in rows:  # the path stays as the file system has it
+                row |= {k: composed(row[k]) for k in ("label", "group") if k in row}
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -53,7 +53,7 @@ def say(lines: Iterable[str]) -> None:
     if is_first_process():
         for line in lines:
             if _said is None or line not in _said:
-                print(line, file=sys.stderr)
+                print(line, file=sys.stderr, flush=True)
             if _said is not None:
                 _said.add(line)
 

@@ -10,8 +10,10 @@ from .layout import some
 IMBALANCE = 10  # the largest class by the smallest, from which on it is said
 
 
-def notes_on_flips(dataset: str, flip: bool | None) -> list[str]:
+def notes_on_flips(dataset: str, flip: bool | None, augment: str | None = None) -> list[str]:
     """Whether images of a folder are mirrored in training, and how to choose."""
+    if flip and augment == "none":
+        return ["the encoder's training images are not mirrored, since --augment is none"]
     if dataset != "folder":
         return []
     if flip:
@@ -40,6 +42,9 @@ def notes_on_splits(arrays: Arrays, images: Any) -> list[str]:
             f"classes are unbalanced: {trained[most]:,} training images of {names[most]}, "
             f"{trained[least]:,} of {names[least]}; see the accuracy of each class, and --balance"
         )
+    if arrays.groups is not None:
+        sizes = (f"{len(getattr(images, part)):,} {part}" for part in counts)
+        notes.append(f"groups stay whole: {', '.join(sizes)} images")
     return notes + notes_on_copies(arrays, images)
 
 

@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
+from .. import first_parent
 from ..console import is_first_process, say
 from ..errors import UserError
 from ..files import read_json
@@ -189,6 +190,8 @@ def _follow_launcher() -> None:
     """End with `accelerate launch`: killed by a sweep, it would leave us training as an orphan."""
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != first_parent():  # it went while we were importing
+            raise SystemExit(128 + signal.SIGTERM)
 
 
 def share_batch_norm(network: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -52,7 +52,7 @@ class Config:
     runs: Annotated[Positional[tuple[Place, ...]], arg(metavar="RUN")] = ()  # finished runs
     out: Place = "comparison"  # a new folder for the results
     data_dir: Place | None = None  # where the images lie; None: where the first run found them
-    labels: Place | None = None  # folder: their CSV file; None: where the first run found it
+    labels: str | None = None  # folder: their CSV file; None: where the first run found it
     # Evaluation
     map_images: Points = 2000  # test images in the maps
     robust_images: PositiveInt = 5000  # test images that are corrupted

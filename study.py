@@ -111,11 +111,9 @@ def main(config: Config) -> dict:
     ]
     with made(out):
         planned = plan(config, out, members)
-    places = [
-        "--data_dir",
-        config.data_dir,
-        *(["--labels", config.labels] if config.labels else []),
-    ]
+    places = ["--data_dir", config.data_dir]
+    if config.labels:
+        places += ["--labels", config.labels]
     flags = {name: [*words, *places] for name, words in planned.items()}
 
     # ---------------------------------------------------------------- Runs

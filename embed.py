@@ -37,15 +37,14 @@ from tyro.conf import Positional, arg
 
 from common import console, models
 from common.config import Place, PositiveInt, parse
-from common.data import datasets, decoding
+from common.data import datasets, decoding, layout
 from common.display import tables
 from common.errors import UserError, out_of_memory
 from common.export import FileFormat, InputType, export_network
 from common.files import atomic_write, read_json
 from common.run import runs, runtime
 
-# torchvision's images are 32×32 in training, these 28×28 with a border of background
-BORDERED = ("mnist", "fashion_mnist")
+# torchvision's images are 32×32 in training, some of them 28×28 with a border of background
 TORCHVISION_SIZE, BORDER = 32, 2
 
 
@@ -80,7 +79,7 @@ def main(config: Config) -> dict[str, float]:
         list(files),
         sum(files.values()),
         TORCHVISION_SIZE if is_torchvision else description["image_size"],
-        border=BORDER if description["dataset"] in BORDERED else 0,
+        border=BORDER if description["dataset"] in datasets.BORDERED else 0,
         white=description.get("white"),
     )
     paths: list[str] = []
@@ -126,7 +125,8 @@ def main(config: Config) -> dict[str, float]:
     skipped = len(files) - len(paths)
     console.say(tables.class_counts(predictions, confidences, class_names))
     if skipped:
-        console.say(f"skipped {skipped} of {len(files)} files: no readable images")
+        named = layout.some(files.keys() - set(paths))
+        console.say(f"skipped {skipped} of {len(files)} files, no readable images: {named}")
     console.say(f"{out}: {len(paths):,} images, {rate:,.0f} images/s on the {device.type}")
     return {"images": len(paths), "skipped": skipped, "images_per_second": rate}
 
@@ -208,9 +208,9 @@ def readable(
     for pixels, unreadable in chunks:
         here = [next(names) for _ in range(len(pixels) + len(unreadable))]
         if unreadable and not config.skip_unreadable:
-            name, reason = next(iter(unreadable.items()))
-            advice = "remove it or pass --skip_unreadable=True"
-            raise UserError(f"{name} cannot be read as an image ({reason}); {advice}")
+            named = layout.some(f"{name} ({reason})" for name, reason in unreadable.items())
+            advice = "remove what cannot be read or pass --skip_unreadable=True"
+            raise UserError(f"no readable images: {named}; {advice}")
         here = [name for name in here if name not in unreadable]
         if channels == 1:
             is_color = (pixels != pixels[:, :1]).any(axis=(1, 2, 3))

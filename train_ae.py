@@ -64,7 +64,7 @@ class Config(TrainingConfig):
     # Classifier on the frozen encoder
     hidden_dim: PositiveInt = 1024  # units of its two hidden layers
     dropout: Fraction = 0.1  # share of hidden units left out while it trains
-    classifier_epochs: PositiveInt = 20  # passes over the training latents
+    classifier_epochs: PositiveInt | None = None  # over the latents; None: 20, or for 200 steps
     classifier_batch_size: BatchSize = 256  # latents per step
     classifier_learning_rate: PositiveFloat = 5e-3  # peak rate of its one-cycle schedule
     classifier_weight_decay: NonNegativeFloat = 1e-2  # of its AdamW
@@ -161,13 +161,17 @@ def main(config: Config) -> dict[str, float]:
         about |= {"mean": half, "std": half, "white": config.white}
         models.save_encoder(session.run_dir, encoder, architecture | about)
         session.say("training the classifier on the frozen encoder, then measuring and drawing")
-        views = min(config.classifier_views, config.classifier_epochs)  # one for each epoch
+        epochs = config.classifier_epochs or probes.default_epochs(
+            len(images.train), config.classifier_batch_size
+        )
+        views = min(config.classifier_views, epochs)  # one for each epoch
         shifted = (images.train, views - 1, flip, config.seed)
         latents = report.encode_splits(
             encoder, preprocess, images, config.test, shifted_views(*shifted)
         )
         recipe = dict(
-            epochs=config.classifier_epochs,
+            epochs=epochs,
+            evaluate_every=1 if config.classifier_epochs else epochs // probes.EPOCHS,
             batch_size=config.classifier_batch_size,
             learning_rate=config.classifier_learning_rate,
             weight_decay=config.classifier_weight_decay,
@@ -177,11 +181,11 @@ def main(config: Config) -> dict[str, float]:
         )
         torch.manual_seed(config.seed)  # also after a resume, which drew nothing so far
         classifier = new_classifier().to(session.measuring_device)
-        with progress(config.classifier_epochs, "classifier", session.is_main) as bar:
+        with progress(epochs, "classifier", session.is_main) as bar:
             for row in probes.train_classifier(classifier, latents, **recipe):
                 session.log(row)
                 bar.set_postfix_str(f"val accuracy {row['val/accuracy']:.2%}")
-                bar.update()
+                bar.update(recipe["evaluate_every"])
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
 
         measured = report.measure(latents, classifier, images)

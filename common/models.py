@@ -25,7 +25,8 @@ from .encoders import (
 from .errors import UserError
 from .files import read_json, write, write_json
 
-LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError)  # of a missing or damaged file
+# of a missing or damaged file
+LOAD_ERRORS = (OSError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError)
 HeadName = Literal["mlp", "linear", "none"]
 
 
@@ -56,7 +57,8 @@ def total_memory() -> int:
 class Preprocess(nn.Module):
     """Images (B,C,S,S), uint8 or floats in [0,1], to float32: (x − mean) / std by channel.
 
-    With `shape` (C,S,S) `UserError` for images of another one, which some encoders would take.
+    `UserError` for other integers, whose white nobody knows. With `shape` (C,S,S) also for images
+    of another one, which some encoders would take.
     """
 
     def __init__(
@@ -73,8 +75,13 @@ class Preprocess(nn.Module):
                 f"this encoder takes images (B,{','.join(map(str, self.shape))}), not "
                 f"{tuple(images.shape)}; resize or convert them, or let embed.py do it"
             )
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
-        return (images - self.mean) / self.std
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif not images.is_floating_point():
+            raise UserError(
+                f"this encoder takes images of uint8, or floats in [0,1], not {images.dtype}"
+            )
+        return (images.float() - self.mean) / self.std
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Normalized images back to [0,1], clipped to it."""

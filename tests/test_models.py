@@ -163,6 +163,32 @@ def test_a_saved_encoder_refuses_images_of_another_shape(tmp_path, encoder):
             loaded(torch.zeros(shape))
 
 
+def test_images_of_any_float_type_are_encoded_and_other_integers_refused(tmp_path):
+    save(tmp_path)
+    loaded = models.load_encoder(tmp_path)
+    images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = loaded(images)
+        for dtype in (torch.float32, torch.float64):
+            found = loaded(images.to(dtype) / 255)
+            assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-5)
+    for dtype in (torch.int64, torch.int32, torch.bool):
+        with pytest.raises(UserError, match=rf"uint8, or floats in \[0,1\], not {dtype}"):
+            loaded(images.to(dtype))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"mean": null}', '{"width": "8"}'])
+def test_a_description_of_another_form_is_one_line(tmp_path, text):
+    save(tmp_path)
+    description = json.loads((tmp_path / "encoder.json").read_text())
+    odd = json.loads(text)
+    odd = description | odd if isinstance(odd, dict) and odd else odd
+    (tmp_path / "encoder.json").write_text(json.dumps(odd))
+    with pytest.raises(UserError) as error:
+        models.load_encoder(tmp_path)
+    assert "\n" not in error.value.message
+
+
 def test_a_missing_or_damaged_encoder_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*encoder\.json"):
         models.load_encoder(tmp_path)

@@ -24,7 +24,7 @@ def test_the_linear_probe_equals_scikit_learns_at_its_strength(latents):
     from sklearn.linear_model import LogisticRegression
 
     probe = probes.fit_linear(latents, classes=3)
-    standard = ((latents.train - probe.mean) / probe.std).numpy()
+    standard = ((latents.train - probe.mean) / probe.scale).numpy()
     penalty = 1 / (probe.strength * len(standard))
     expected = LogisticRegression(C=penalty, tol=1e-8, max_iter=1000).fit(
         standard, latents.train_labels
@@ -32,10 +32,42 @@ def test_the_linear_probe_equals_scikit_learns_at_its_strength(latents):
     # the intercepts are free up to a shift, which changes no probability
     assert torch.allclose(probe.weight, torch.tensor(expected.coef_).float(), atol=0.02)
     found = probe.predict(latents.test)
-    assert (found.numpy() == expected.predict((latents.test - probe.mean) / probe.std)).all()
+    assert (found.numpy() == expected.predict((latents.test - probe.mean) / probe.scale)).all()
     assert probe.accuracy == probes.accuracy(
         probe.predict(latents.validation), latents.validation_labels
     )
+
+
+def test_a_rotation_of_the_space_changes_nothing_for_the_linear_probe():
+    """So PCA with all dimensions is as accurate as the pixels, however few the labels are."""
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=generator))
+    spread = torch.logspace(0, -3, 20)  # the last directions are noise
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(count) % 4
+        inputs = torch.randn(count, 20, generator=generator)
+        inputs[:, :3] += 2 * torch.eye(4)[labels][:, :3]
+        return inputs * spread, labels
+
+    plain = probes.Latents(*draw(40), *draw(400), *draw(400))
+    splits = {name: getattr(plain, name) @ rotation for name in ("train", "validation", "test")}
+    found = [probes.fit_linear(each, 4) for each in (plain, replace(plain, **splits))]
+    assert found[0].strength == found[1].strength
+    assert torch.allclose(found[0].weight @ rotation, found[1].weight, atol=2e-2)
+    same = found[0].predict(plain.test) == found[1].predict(splits["test"])
+    assert same.float().mean() > 0.99
+    assert found[0].accuracy > 0.6
+
+
+def test_few_latents_are_passed_until_batch_norm_has_seen_enough(latents):
+    assert probes.default_epochs(54_000, 256) == 20
+    assert probes.default_epochs(1294, 256) == 40  # 5 steps each
+    assert probes.default_epochs(100, 256) == 200
+    few = replace(latents, train=latents.train[:30], train_labels=latents.train_labels[:30])
+    classifier, rows = train(few, epochs=205, evaluate_every=10)
+    assert len(rows) == 21  # and after the last one
+    assert not classifier.training
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -75,7 +107,7 @@ def test_projections_are_what_the_head_makes_of_the_latents(latents):
 def test_the_linear_probe_as_one_layer_gives_its_predictions(latents):
     layer, row = probes.linear_classifier(latents, classes=3)
     probe = probes.fit_linear(latents, classes=3)
-    standard = (latents.test - probe.mean) / probe.std
+    standard = (latents.test - probe.mean) / probe.scale
     expected = standard @ probe.weight.T + probe.bias
     assert torch.allclose(layer(latents.test), expected, atol=1e-4)
     assert row["val/accuracy"] == probe.accuracy
@@ -84,7 +116,7 @@ def test_the_linear_probe_as_one_layer_gives_its_predictions(latents):
     }
 
 
-def train(latents, seed=0, epochs=8):
+def train(latents, seed=0, epochs=8, evaluate_every=1):
     torch.manual_seed(0)
     classifier = models.MLPClassifier(3, 32, 3, dropout=0.2)
     rows = list(
@@ -96,6 +128,7 @@ def train(latents, seed=0, epochs=8):
             learning_rate=1e-2,
             weight_decay=1e-2,
             seed=seed,
+            evaluate_every=evaluate_every,
         )
     )
     return classifier, rows

@@ -1,5 +1,6 @@
 """Is the run folder whole, with and without W&B, and does nothing stop a training?"""
 
+import contextlib
 import inspect
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.figure
 import numpy as np
@@ -427,3 +429,20 @@ def test_a_table_has_the_types_that_wandb_finds_in_all_its_cells():
     checked = wandb.Table(["image", "name", "number", "text"], rows)
     assert table.data == checked.data
     assert table._column_types.to_json() == checked._column_types.to_json()
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_step_that_died_with_the_run_is_sent_again(tmp_path, monkeypatch, resumed):
+    """W&B's server has the rows up to step 20; it kept the row of step 30 back when it was killed.
+
+    Offline nothing is resumed: all is in the files of the first part.
+    """
+    sent = []
+    run = SimpleNamespace(
+        resumed=resumed, starting_step=21, log=lambda row, step: sent.append((step, row))
+    )
+    rows = [{"step": s, "epoch": s / 10, "train/loss": 1 / s} for s in (10, 20, 30)]
+    lines = [(json.dumps(row) + "\n").encode() for row in rows]
+    tracker = tracking.Tracker(tmp_path, run, 3, 30, contextlib.ExitStack())
+    tracker.send_again(lines)
+    assert sent == ([(30, {"epoch": 3.0, "train/loss": 1 / 30})] if resumed else [])

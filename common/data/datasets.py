@@ -38,6 +38,7 @@ VALIDATION_FRACTION = 0.1  # of the training images
 TEST_FRACTION = 0.2  # of all images, if the data set has no test split
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "svhn": "SVHN"}  # its classes
 TORCHVISION |= {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+BORDERED = ("mnist", "fashion_mnist")  # of 28×28 pixels, to which `resize` adds a border
 
 
 @dataclasses.dataclass(frozen=True)

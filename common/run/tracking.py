@@ -90,7 +90,9 @@ def open_tracker(
         write_json(run_dir / "config.json", config)
         (run_dir / "figures").mkdir(exist_ok=True)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
-        return Tracker(run_dir, run, len(rows), last_step, held.pop_all())
+        tracker = Tracker(run_dir, run, len(rows), last_step, held.pop_all())
+        tracker.send_again(rows)
+        return tracker
 
 
 def _begun(run_dir: Path) -> dict[str, Any]:
@@ -140,6 +142,15 @@ class Tracker:
             is_stop = issubclass(kind, SystemExit)
             reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
             self.stop(error.code if is_stop else 1, reason)
+
+    def send_again(self, lines: Sequence[bytes]) -> None:
+        """Send those rows of metrics.jsonl that W&B's server lacks: it holds back the last step
+        until the next one, and a run that is killed takes that with it.
+        """
+        if getattr(self._run, "resumed", False):  # there is a server, which has the others
+            for row in map(json.loads, lines):
+                if (step := row.pop("step")) >= self._run.starting_step:
+                    self._try(lambda run, row=row, step=step: run.log(row, step=step))
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""

@@ -130,12 +130,21 @@ def marks(name: str) -> tuple[str, str]:
 def best_settings(
     groups: dict[tuple, list[dict]], on_gpu: bool
 ) -> dict[tuple[str, str], list[list[dict]]]:
-    """`unbeaten` settings of each data set shown and method, trained on a CPU or on a GPU."""
+    """`unbeaten` settings of each data set shown and method, trained on a CPU or on a GPU.
+
+    Settings of which it is not known whether a run was resumed are left out where there are others.
+    """
     found: dict[tuple[str, str], list[list[dict]]] = {}
     for (data, method, *_), runs in groups.items():
         if data in SHOWN and is_on_gpu(runs[0]) == on_gpu:
             found.setdefault((data, method), []).append(runs)
-    return {key: unbeaten(settings) for key, settings in found.items()}
+    sure = {key: [s for s in settings if not is_doubtful(s)] for key, settings in found.items()}
+    return {key: unbeaten(sure[key] or settings) for key, settings in found.items()}
+
+
+def is_doubtful(runs: list[dict]) -> bool:
+    """Whether it is unknown if one of the runs was resumed, which was not exact at that time."""
+    return any("resumed" not in run for run in runs)
 
 
 def unbeaten(settings: list[list[dict]]) -> list[list[dict]]:
@@ -367,7 +376,7 @@ def resumed(rows: list[list[dict]]) -> str:
     """
     known, unknown = [], []
     for number, runs in enumerate(rows, 1):
-        if any("resumed" not in run for run in runs):
+        if is_doubtful(runs):
             unknown.append(str(number))
         for run in runs:
             if entries := run.get("resumed"):

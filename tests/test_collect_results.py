@@ -285,3 +285,16 @@ def test_a_recipe_is_as_quick_or_as_accurate_as_no_other():
 
     slow, quick, beaten = setting(90, 0.9), setting(10, 0.8), setting(20, 0.7)
     assert collect_results.unbeaten([slow, beaten, quick]) == [quick, slow]
+
+
+def test_settings_in_doubt_are_shown_where_there_are_no_others():
+    facts = {"device": "a CPU"}
+    old, new = (
+        {"data": "MNIST", "facts": facts, "seconds": 60.0, "summary": {"best/val/accuracy": best}}
+        for best in (0.99, 0.98)
+    )
+    new["resumed"] = []
+    groups = {("MNIST", "joint", 0): [old], ("MNIST", "joint", 1): [new, new]}
+    assert collect_results.best_settings(groups, on_gpu=False) == {("MNIST", "joint"): [[new, new]]}
+    del groups["MNIST", "joint", 1]
+    assert collect_results.best_settings(groups, on_gpu=False) == {("MNIST", "joint"): [[old]]}

@@ -444,5 +444,5 @@ def test_a_step_that_died_with_the_run_is_sent_again(tmp_path, monkeypatch, resu
     rows = [{"step": s, "epoch": s / 10, "train/loss": 1 / s} for s in (10, 20, 30)]
     lines = [(json.dumps(row) + "\n").encode() for row in rows]
     tracker = tracking.Tracker(tmp_path, run, 3, 30, contextlib.ExitStack())
-    tracker.send_again(lines)
+    tracker._send_again(lines)
     assert sent == ([(30, {"epoch": 3.0, "train/loss": 1 / 30})] if resumed else [])

@@ -91,7 +91,7 @@ def open_tracker(
         (run_dir / "figures").mkdir(exist_ok=True)
         (run_dir / "checkpoints").mkdir(exist_ok=True)
         tracker = Tracker(run_dir, run, len(rows), last_step, held.pop_all())
-        tracker.send_again(rows)
+        tracker._send_again(rows)
         return tracker
 
 
@@ -143,7 +143,7 @@ class Tracker:
             reason = "" if is_stop or kind is KeyboardInterrupt else str(error) or kind.__name__
             self.stop(error.code if is_stop else 1, reason)
 
-    def send_again(self, lines: Sequence[bytes]) -> None:
+    def _send_again(self, lines: Sequence[bytes]) -> None:
         """Send those rows of metrics.jsonl that W&B's server lacks: it holds back the last step
         until the next one, and a run that is killed takes that with it.
         """

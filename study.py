@@ -12,7 +12,7 @@ to expect on 2 CPU cores: digits in two minutes.
 
     python study.py --minutes 1                              handwritten digits, no download
     python study.py --dataset folder --data_dir pets --minutes 60 --labels_per_class 10 100 all
-    python study.py --dataset cifar10 --epochs 8 --seeds 3
+    python study.py --dataset cifar10 --epochs 8
 """
 
 import math
@@ -77,7 +77,7 @@ class Config:
     # What is compared
     methods: tuple[Method, ...] = ("ae", "joint", "supcon", "simclr")  # simclr: without labels
     labels_per_class: tuple[str, ...] = ("all",)  # such as 10 100 all: a run for each
-    seeds: PositiveInt = 2  # runs of each method, with seeds 0, 1, ...
+    seeds: PositiveInt = 3  # runs of each method, with seeds 0, 1, ...
     # The same for all
     minutes: PositiveFloat | None = None  # of all trainings together; None: see --epochs
     epochs: PositiveInt | None = None  # of each run, in place of --minutes

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from zipfile import BadZipFile
 
 import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
@@ -112,7 +112,12 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         console.say(warning)
     # probes learn from images that all runs have trained on
     limit, few = smallest(chosen, "limit_train"), smallest(chosen, "labels_per_class")
-    images = datasets.split_data(arrays, limit, few, settings["seed"]).to(device)
+    images = datasets.split_data(arrays, limit).to(device)
+    learned = {run.folder: images for run in chosen}
+    if few:  # which ones depends on the run's seed; a run that has more has these among them
+        drawn = {run.folder: images.train.few(few, run.settings["seed"]) for run in chosen}
+        learned = {folder: replace(images, train=train) for folder, train in drawn.items()}
+    images = learned[chosen[0].folder]  # for PCA and pixels
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
     mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
     corrupted = corruptions.all_corrupted(subset)
@@ -140,9 +145,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     for name, run in ((name, run) for name, group in named.items() for run in group):
         console.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
-        learned = with_labels_of(run, images, arrays, limit, few)
         begun = time.perf_counter()
-        latents = report.encode_splits(encoder, nn.Identity(), learned, with_test=True)
+        latents = report.encode_splits(encoder, nn.Identity(), learned[run.folder], with_test=True)
         seconds = time.perf_counter() - begun
         space, _ = comparison.measure(name, latents, classifier, map_indices, config.label_draws)
         errors = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
@@ -309,23 +313,6 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
 def smallest(chosen: list[runs.Run], name: str) -> int | None:
     """The smallest number that a run has for this setting; None if it limits none of them."""
     return min((number for run in chosen if (number := run.settings.get(name))), default=None)
-
-
-def with_labels_of(
-    run: runs.Run, images: datasets.ImageData, arrays: Any, limit: int | None, few: int | None
-) -> datasets.ImageData:
-    """The images with `few` labels of each class, which depend on the run's seed; with all if None.
-
-    A run that has more labels per class has these among them.
-    """
-    if few is None:
-        return images
-    train = datasets.split_data(arrays, limit, few, run.settings["seed"]).train
-    rows, labels = (
-        train.rows.to(images.train.rows.device),
-        train.labels.to(images.train.labels.device),
-    )
-    return replace(images, train=replace(images.train, rows=rows, labels=labels))
 
 
 def fit_pca(split, dimensions: int) -> tuple:

@@ -253,8 +253,8 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     else:
         kinds = {m.name: (m.method, batches[m.name]) for m in members}
         speed = speeds(config, list(dict.fromkeys(kinds.values())), max(counts.values()))
-        trainings = [m.name for m in members if m not in trainers(members)]
-        rounds = math.ceil(len(trainings) / config.jobs)
+        trainings = len(members) - len(trainers(members))
+        rounds = math.ceil(trainings / config.jobs)
         share = 60 * config.minutes / rounds  # seconds of training of each run
         # seconds an epoch, whose last, shorter batch is left out
         takes = {k: counts[k] // batch * batch / speed[m, batch] for k, (m, batch) in kinds.items()}
@@ -262,7 +262,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         if takes[slowest] > share:
             needed = takes[slowest] * rounds / 60
             raise UserError(
-                f"--minutes {config.minutes:g} are too few: each of {len(trainings)} may train "
+                f"--minutes {config.minutes:g} are too few: each of {trainings} may train "
                 f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
                 f"at least {needed:.1f}, or fewer --methods, --seeds or --labels_per_class"
             )

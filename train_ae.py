@@ -38,6 +38,7 @@ from common.display import tables
 from common.errors import UserError
 from common.evaluation import pictures, probes, report
 from common.losses import reconstruction_loss
+from common.run.sampling import epochs_of
 from common.run.session import Session
 
 METHOD = "ae"
@@ -161,9 +162,9 @@ def main(config: Config) -> dict[str, float]:
         about |= {"mean": half, "std": half, "white": config.white}
         models.save_encoder(session.run_dir, encoder, architecture | about)
         session.say("training the classifier on the frozen encoder, then measuring and drawing")
-        epochs = config.classifier_epochs or probes.default_epochs(
-            len(images.train), config.classifier_batch_size
-        )
+        batch_size = min(config.classifier_batch_size, len(images.train))
+        steps = len(images.train) // batch_size
+        epochs, every = epochs_of(config.classifier_epochs, steps, probes.FEWEST_STEPS)
         views = min(config.classifier_views, epochs)  # one for each epoch
         shifted = (images.train, views - 1, flip, config.seed)
         latents = report.encode_splits(
@@ -171,8 +172,8 @@ def main(config: Config) -> dict[str, float]:
         )
         recipe = dict(
             epochs=epochs,
-            evaluate_every=1 if config.classifier_epochs else epochs // probes.EPOCHS,
-            batch_size=config.classifier_batch_size,
+            evaluate_every=every,
+            batch_size=batch_size,
             learning_rate=config.classifier_learning_rate,
             weight_decay=config.classifier_weight_decay,
             balance=config.balance,
@@ -185,7 +186,7 @@ def main(config: Config) -> dict[str, float]:
             for row in probes.train_classifier(classifier, latents, **recipe):
                 session.log(row)
                 bar.set_postfix_str(f"val accuracy {row['val/accuracy']:.2%}")
-                bar.update(recipe["evaluate_every"])
+                bar.update(every)
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
 
         measured = report.measure(latents, classifier, images)

@@ -5,6 +5,7 @@ import torch
 
 from common import models
 from common.evaluation import probes
+from common.run.sampling import epochs_of
 
 
 def blobs(count: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,9 +62,10 @@ def test_a_rotation_of_the_space_changes_nothing_for_the_linear_probe():
 
 
 def test_few_latents_are_passed_until_batch_norm_has_seen_enough(latents):
-    assert probes.default_epochs(54_000, 256) == 20
-    assert probes.default_epochs(1294, 256) == 40  # 5 steps each
-    assert probes.default_epochs(100, 256) == 200
+    assert epochs_of(None, 54_000 // 256, probes.FEWEST_STEPS) == (20, 1)
+    assert epochs_of(None, 1294 // 256, probes.FEWEST_STEPS) == (40, 2)  # 5 steps each
+    assert epochs_of(None, 1, probes.FEWEST_STEPS) == (200, 10)
+    assert epochs_of(3, 1, probes.FEWEST_STEPS) == (3, 1)
     few = replace(latents, train=latents.train[:30], train_labels=latents.train_labels[:30])
     classifier, rows = train(few, epochs=205, evaluate_every=10)
     assert len(rows) == 21  # and after the last one

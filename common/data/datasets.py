@@ -92,6 +92,10 @@ class Split:
         chosen = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), SPLIT_SEED)[:count])
         return self._at(chosen)
 
+    def few(self, count: int, seed: int) -> "Split":
+        """`count` images of each class, as `few_per_class` draws them."""
+        return self._at(torch.from_numpy(few_per_class(self.labels.cpu().numpy(), count, seed)))
+
     def to(self, device: torch.device) -> "Split":
         """The split on a device of another kind; itself where it is on one of this kind."""
         if self.labels.device.type == device.type:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .layout import Listing, composed, printable, some
+from .layout import Listing, composed, distinct, some
 
 COLUMNS = ("path", "label", "group")
 
@@ -27,9 +27,10 @@ def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
     rows, header = _read(file)
     paths = [os.path.normpath(row["path"]) for row in rows]
     files = [data_dir / path for path in paths]
-    places = Counter(map(os.path.normpath, files))
-    if twice := [path for path in paths if places[os.path.normpath(data_dir / path)] > 1]:
-        raise UserError(f"{file} names images twice: {some(set(twice))}; keep one row of each")
+    places = [os.path.normpath(file) for file in files]  # a path may be relative or absolute
+    counts = Counter(places)
+    if twice := {path for path, place in zip(paths, places, strict=True) if counts[place] > 1}:
+        raise UserError(f"{file} names images twice: {some(twice)}; keep one row of each")
     if missing := [path for path, file in zip(paths, files, strict=True) if not file.is_file()]:
         advice = f"paths are relative to --data_dir {data_dir}"
         raise UserError(
@@ -37,9 +38,7 @@ def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
         )
     table = sorted(zip([row["label"] for row in rows], paths, rows, files, strict=True), key=_key)
     names = sorted({label for label, *_ in table})
-    shown = tuple(map(printable, names))
-    if twice := {name for name in shown if shown.count(name) > 1}:
-        raise UserError(f"{file} has two labels that are shown as {some(twice)}; rename one")
+    shown = distinct(names, f"{file} has two labels")
     index = {name: number for number, name in enumerate(names)}
     stamps = [[s.st_size, s.st_mtime_ns] for *_, name in table for s in [name.stat()]]
     notes = [f"labels of {len(table):,} images, {len(names)} classes, are those of {file}"]

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +81,14 @@ def printable(name: str) -> str:
         letter.encode("unicode_escape").decode() if unicodedata.category(letter) in odd else letter
         for letter in unicodedata.normalize("NFC", text)
     )
+
+
+def distinct(names: Sequence[str], problem: str) -> tuple[str, ...]:
+    """The names as `printable`. `UserError`, beginning with `problem`, if two are shown alike."""
+    shown = tuple(map(printable, names))
+    if twice := [name for name, count in Counter(shown).items() if count > 1]:
+        raise UserError(f"{problem} that are shown as {some(twice)}; rename one")
+    return shown
 
 
 def some(names: Iterable[str]) -> str:
@@ -160,11 +169,7 @@ def _shown(
     data_dir: Path, folders: Sequence[str], classes: Sequence[str]
 ) -> tuple[tuple[str, ...], list[str]]:
     """The names of classes as they are shown, and what to say of them."""
-    names = tuple(map(printable, classes))
-    if len(set(names)) < len(names):
-        twice = {name for name in names if names.count(name) > 1}
-        raise UserError(f"{data_dir} has two classes that are shown as {some(twice)}; rename one")
-    notes = []
+    names, notes = distinct(classes, f"{data_dir} has two classes"), []
     if len(classes) < len(folders):
         pairs = [name for name in folders if name not in classes]
         notes.append(f"one class each, in two Unicode forms of its name: {some(pairs)}")

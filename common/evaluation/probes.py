@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 BLOCK = 1024  # latents at a time
-EPOCHS, FEWEST_STEPS = 20, 200  # of the MLP; fewer leave batch norm's running statistics behind
+FEWEST_STEPS = 200  # of the MLP, by default; fewer leave batch norm's running statistics behind
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear probe's L2 penalty, strong to weak
 CURVATURE = 0.1  # of the cross-entropy where classes are unsure, p (1 - p), roughly
 
@@ -188,12 +188,6 @@ def linear_classifier(
         row[f"{name}/classifier_loss"] = F.cross_entropy(logits, labels).item()
         row[f"{name}/accuracy"] = accuracy(logits.argmax(1), labels)
     return layer, row
-
-
-def default_epochs(images: int, batch_size: int) -> int:
-    """20 epochs of the classifier, or as many as make `FEWEST_STEPS` steps of so few images."""
-    steps = images // min(batch_size, images)
-    return max(EPOCHS, -(-FEWEST_STEPS // steps))
 
 
 def train_classifier(

@@ -68,7 +68,7 @@ def _of_baselines(need: Need) -> str:
     leads = {
         name: scores.difference(need.values[best], runs) for name, runs in need.baselines.items()
     }
-    named = {name: f"{name} ({scores.interval(need.baselines[name]).value:.1%})" for name in leads}
+    named = {name: f"{name} ({mean:.1%})" for name, mean in mean_scores(need.baselines).items()}
     if better := [name for name, lead in leads.items() if lead.high < 0]:
         verb, needs = ("is", "needs") if len(better) == 1 else ("are", "need")
         text += f"; but {' and '.join(named[name] for name in better)} {verb} better still, and "

@@ -67,11 +67,11 @@ def estimate(values: Tensor, labels: Tensor, total: int) -> Estimate:
     if count >= total:
         return Estimate(value, 0.0, count, total)
     classes, labels = labels.unique(return_inverse=True)
+    if count == len(classes):  # one of each: nothing varies within them, so they are taken as one
+        classes, labels = classes[:1], torch.zeros_like(labels)
     values = values.double()
     sums = torch.zeros(len(classes), dtype=torch.float64, device=values.device)
     within = values - (sums.index_add(0, labels, values) / labels.bincount())[labels]
-    if count == len(classes):  # one of each class: nothing varies within them
-        within, classes = values - value, classes[:1]
     variance = within.square().sum() / max(1, count - len(classes))
     return Estimate(value, ((1 - count / total) * variance / count).sqrt().item(), count, total)
 

@@ -27,12 +27,12 @@ def classification(labels: Tensor, predictions: Tensor) -> dict[str, float]:
     from sklearn import metrics
 
     true, found = labels.cpu().numpy(), predictions.cpu().numpy()
-    means = {"labels": np.unique(true), "average": "macro", "zero_division": 0}
+    macro = {"labels": np.unique(true), "average": "macro", "zero_division": 0}
     with warnings.catch_warnings(action="ignore"):  # a class that is predicted but not there
         return {
             "accuracy": float(metrics.accuracy_score(true, found)),
             "balanced_accuracy": float(metrics.balanced_accuracy_score(true, found)),
-            "macro_f1": float(metrics.f1_score(true, found, **means)),
+            "macro_f1": float(metrics.f1_score(true, found, **macro)),
         }
 
 

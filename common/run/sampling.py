@@ -16,12 +16,21 @@ FEWEST_STEPS = 1000  # by default, however few the images are
 def with_epochs(config: Any, steps_per_epoch: int) -> Any:
     """`config` with numbers in place of None: its `epochs` and its `evaluate_every`.
 
-    20 epochs, or as many as make `FEWEST_STEPS` steps, then evaluated 20 to 40 times; each epoch
+    Where they are not given, as `epochs_of`.
+    """
+    epochs, every = epochs_of(config.epochs, steps_per_epoch, FEWEST_STEPS)
+    every = config.evaluate_every or every
+    return dataclasses.replace(config, epochs=epochs, evaluate_every=every)
+
+
+def epochs_of(given: int | None, steps_per_epoch: int, fewest_steps: int) -> tuple[int, int]:
+    """The number of epochs, and after how many of them to evaluate.
+
+    20 epochs, or as many as make `fewest_steps` steps, then evaluated 20 to 40 times; each epoch
     where their number is given.
     """
-    epochs = config.epochs or max(EPOCHS, -(-FEWEST_STEPS // steps_per_epoch))
-    every = config.evaluate_every or (1 if config.epochs else epochs // EPOCHS)
-    return dataclasses.replace(config, epochs=epochs, evaluate_every=every)
+    epochs = given or max(EPOCHS, -(-fewest_steps // steps_per_epoch))
+    return epochs, 1 if given else epochs // EPOCHS
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, steps: int) -> Tensor:

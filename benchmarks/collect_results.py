@@ -4,10 +4,10 @@
     python benchmarks/collect_results.py RUN ...      with these as well
     python benchmarks/collect_results.py RUN ... --write    keeps them, and writes both files anew
 
-benchmarks/results.jsonl keeps one line per run, with every flag, versions, hardware and all final
-metrics. A run made again (same flags and seed, on a CPU or on a GPU) replaces its line.
-Runs that differ in the seed only are one row: mean ± standard deviation (n − 1) and n.
-The table of tries is that of benchmarks/tries.py.
+benchmarks/results.jsonl keeps one line per run, with every flag, versions, hardware, all final
+metrics and the curve that curves.py draws. A run made again (same flags and seed, on a CPU or on a
+GPU) replaces its line. Runs that differ in the seed only are one row: mean ± standard deviation
+(n − 1) and n. The table of tries is that of benchmarks/tries.py.
 Folders that hold no finished run, or one that left the test images unseen, are named and left out.
 """
 
@@ -36,6 +36,7 @@ from common.config import renamed  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.files import read_rows, write  # noqa: E402
 from common.run import runtime  # noqa: E402
+from common.run.runs import Run  # noqa: E402
 from common.run.runs import read_run as read_finished  # noqa: E402
 
 SCRIPTS = {script.METHOD: script for script in (train_ae, train_joint, train_supcon)}
@@ -84,6 +85,7 @@ PEERS = {
 }
 SHOWN = ("MNIST", JPEG_COPY)  # in README.md
 METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contrastive + linear"}
+CURVE = "val/knn_accuracy"  # which every script logs; drawn by curves.py
 PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy", "pca/accuracy")
 COLUMNS = (
     *("row", "method", "encoder", "latents", "classifier %", "linear %", "kNN %"),
@@ -265,7 +267,14 @@ def read_run(folder: Path) -> dict | None:
         ],
         "summary": run.summary,
         "seconds": run.cost()["training_seconds"],
+        "curve": curve_of(run),
     }
+
+
+def curve_of(run: Run) -> list[tuple[float, float]]:
+    """Epoch and accuracy of nearest neighbors on validation, after each measured epoch."""
+    rows = [row for row in run.rows if CURVE in row and "time/epoch_seconds" in row]
+    return [(row["epoch"], row[CURVE]) for row in rows]
 
 
 def row_of(runs: list[dict]) -> list[str]:

@@ -66,8 +66,9 @@ class Config:
 def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust: []) -> dict:
     """Compare runs and return what was found.
 
-    A study passes `recommend`, which gets the share of corruptions that each run stands, by folder
-    and image (M,), and returns the lines for the top of the page; they join what is found.
+    A study passes `recommend`, which gets the share of corruptions that the linear probe stands on
+    each image (M,), by the folder of a run or by "PCA-128" and so on, and returns the lines for the
+    top of the page; they join what is found.
     """
     # ---------------------------------------------------------------- Set-up
     started = time.perf_counter()
@@ -141,17 +142,20 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     # ---------------------------------------------------------------- The spaces of the runs
     spaces: dict[str, list[comparison.Space]] = {}
     tables_of: dict[str, list[str]] = {}  # by space: the names of its tables in W&B
-    robust: dict[Path, np.ndarray] = {}  # by folder: of each image, under how many corruptions
+    robust: dict[str, np.ndarray] = {}  # by folder, or baseline: what `recommend` gets
     for name, run in ((name, run) for name, group in named.items() for run in group):
         console.say(f"measuring {run.folder}")
         encoder, classifier, head = networks[run.folder]
         begun = time.perf_counter()
         latents = report.encode_splits(encoder, nn.Identity(), learned[run.folder], with_test=True)
         seconds = time.perf_counter() - begun
-        space, _ = comparison.measure(name, latents, classifier, map_indices, config.label_draws)
+        space, probe = comparison.measure(
+            name, latents, classifier, map_indices, config.label_draws
+        )
         errors = {key: run.summary.get(f"test/{key}") for key in ("mse", "mae")}
         space.metrics.update({key: value for key, value in errors.items() if value is not None})
-        accuracies, robust[run.folder] = comparison.robustness(encoder, classifier, corrupted)
+        (accuracies, _), (_, right) = comparison.robustness(encoder, [classifier, probe], corrupted)
+        robust[str(run.folder)] = right
         space.metrics.update(accuracies, **run.cost())
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
@@ -167,7 +171,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             latents, title = latents.projected(head), f"{name} projection"
             space, probe = comparison.measure(title, latents, None, map_indices, config.label_draws)
             projection = comparison.Projection(encoder, head)
-            space.metrics.update(comparison.robustness(projection, probe, corrupted)[0])
+            ((accuracies, _),) = comparison.robustness(projection, [probe], corrupted)
+            space.metrics.update(accuracies)
             spaces.setdefault(title, []).append(space)
             tables_of.setdefault(title, []).append(f"{run.folder.resolve().name}_projection")
 
@@ -187,7 +192,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         console.say(f"measuring {name}")
         latents = report.encode_splits(encoder, nn.Identity(), images, with_test=True)
         space, probe = comparison.measure(name, latents, None, map_indices, config.label_draws)
-        space.metrics.update(comparison.robustness(encoder, probe, corrupted)[0])
+        ((accuracies, robust[name]),) = comparison.robustness(encoder, [probe], corrupted)
+        space.metrics.update(accuracies)
         if name != "pixels":
             space.metrics.update(report.pca_errors(encoder.pca, images.test))
         spaces[name] = [space]

@@ -34,7 +34,7 @@ import compare
 import train_ae
 import train_joint
 import train_supcon
-from common import console
+from common import console, models
 from common.config import (
     BatchSize,
     DatasetName,
@@ -44,6 +44,7 @@ from common.config import (
     Place,
     PositiveFloat,
     PositiveInt,
+    Views,
     White,
     parse,
 )
@@ -85,6 +86,8 @@ class Config:
     width: PositiveInt = 32  # its base channels; airbench with 32 has 128 features
     latent_dim: PositiveInt = 128  # of ae and joint; the other two take the encoder's features
     augment: augmentation.Kind = "contrastive"  # random views; SimCLR needs strong ones
+    views: Views = 2  # of supcon: random views of each image; simclr always has 2
+    head: models.HeadName = "mlp"  # of supcon: from features to embeddings; simclr always has mlp
     flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
     batch_size: BatchSize = 256  # images per step; all of them where they are fewer
     optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
@@ -144,11 +147,15 @@ def main(config: Config) -> dict:
     baselines = {labels: baselines_of(config, group, flags) for labels, group in groups.items()}
 
     # ---------------------------------------------------------------- Comparison
-    def recommend(robust: dict[Path, np.ndarray]) -> list[str]:
+    robust_baselines: dict[str, np.ndarray] = {}
+
+    def recommend(robust: dict[str, np.ndarray]) -> list[str]:
         for result in largest:
-            result.values["robust"] = robust[result.run.folder]
+            result.values["robust"] = robust[str(result.run.folder)]
+        names = {"PCA": f"PCA-{config.latent_dim}", "pixels": "pixels"}
+        robust_baselines.update({k: robust[v] for k, v in names.items() if v in robust})
         same_time = config.minutes is not None
-        return studies.recommendation_of(groups, baselines, failed, same_time)
+        return studies.recommendation_of(groups, baselines, robust_baselines, failed, same_time)
 
     compared = emptied(out / "comparison", "comparison.json")
     wandb = {"project": config.project, "tags": config.tags, "tracking": config.tracking}
@@ -161,7 +168,7 @@ def main(config: Config) -> dict:
 
     # ---------------------------------------------------------------- Files
     folder = emptied(out / "report", "results.json")
-    rows = studies.table(groups, baselines)
+    rows = studies.table(groups, baselines, robust_baselines)
     figures = {
         "accuracy_by_labels": accuracies.by_labels(
             studies.curves(groups), list(groups), studies.baseline_curves(baselines)
@@ -234,6 +241,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     path = out / "study.json"
     if path.exists():
         stored = read_json(path)
+        stored["settings"] = {"views": 2, "head": "mlp"} | stored["settings"]  # new flags
         odd = [name for name in settings if stored["settings"].get(name) != settings[name]]
         if config.labels and stored["settings"].get("labels"):
             odd = [name for name in odd if name != "labels"]  # the file moves with the images
@@ -318,6 +326,8 @@ def shared(config: Config, member: Member, batch_size: int) -> list[str]:
     flags |= {"batch_size": batch_size, "seed": member.seed}
     if member.method in ("ae", "joint"):
         flags["latent_dim"] = config.latent_dim
+    if member.method == "supcon":
+        flags |= {"views": config.views, "head": config.head}
     if member.method == "simclr":
         flags["supervised"] = False
     flags |= {"precision": config.precision, "tracking": config.tracking}

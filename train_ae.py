@@ -147,7 +147,7 @@ def main(config: Config) -> dict[str, float]:
                 row = {
                     **report.autoencoder_errors(network, preprocess, images.validation, "val"),
                     **{f"val/pca_{name}": value for name, value in pca_errors.items()},
-                    "val/knn_accuracy": report.knn_accuracy(
+                    **report.knn_accuracies(
                         network.encoder, preprocess, references, images.validation
                     ),
                 }

@@ -148,7 +148,7 @@ def main(config: Config) -> dict[str, float]:
                     "val/cross_entropy": F.cross_entropy(logits, targets).item(),
                     "val/probability_mae": probability_mae(logits, targets).item(),
                     "val/accuracy": probes.accuracy(logits.argmax(1), targets),
-                    "val/knn_accuracy": report.knn_accuracy(
+                    **report.knn_accuracies(
                         network.encoder, preprocess, references, images.validation, latents
                     ),
                 }

@@ -166,10 +166,12 @@ def main(config: Config) -> dict[str, float]:
                 session.log_step(**values, gradient_norm=norm)
 
             if session.evaluates(network, preprocess):  # the main process only
-                accuracy = report.knn_accuracy(
+                row = report.knn_accuracies(
                     network.encoder, preprocess, references, images.validation
                 )
-                session.log_epoch({"val/knn_accuracy": accuracy}, maximize="val/knn_accuracy")
+                # without labels none may choose the epoch either, so the last one is kept
+                chosen_by = "val/knn_cosine_accuracy" if config.supervised else ""
+                session.log_epoch(row, maximize=chosen_by)
             if session.constants and epoch == 0 and session.loss > 0.99 * collapse + 0.01 * floor:
                 advice = "a lower --learning_rate, more --warmup_epochs or a higher --temperature"
                 session.say(f"warning: all embeddings are nearly equal; try {advice}")

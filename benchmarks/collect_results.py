@@ -85,7 +85,7 @@ PEERS = {
 }
 SHOWN = ("MNIST", JPEG_COPY)  # in README.md
 METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contrastive + linear"}
-CURVE = "val/knn_accuracy"  # which every script logs; drawn by curves.py
+CURVE = "val/knn_cosine_accuracy"  # which every script logs; drawn by curves.py
 PER_CENT = ("test/accuracy", "test/linear_accuracy", "test/knn_accuracy", "pca/accuracy")
 COLUMNS = (
     *("row", "method", "encoder", "latents", "classifier %", "linear %", "kNN %"),

@@ -4,10 +4,10 @@
     python benchmarks/curves.py RUN ...        these run folders instead
     python benchmarks/curves.py --out FILE     in place of docs/images/accuracy-over-time.png
 
-The accuracy is that of five nearest neighbors on the latents of the validation images, which every
-script logs after each epoch; the time is that of the epochs, without validation. Of the kept runs
-those of --data on the hardware with the most curves are drawn, of each setting its first seed. Run
-folders must hold runs on the same images and the same hardware.
+The accuracy is that of five nearest neighbors, by cosine similarity, on the latents of the
+validation images, which every script logs after each epoch; the time is that of the epochs, without
+validation. Of the kept runs those of --data on the hardware with the most curves are drawn, of each
+setting its first seed. Run folders must hold runs on the same images and the same hardware.
 """
 
 import argparse

@@ -145,8 +145,8 @@ def test_a_damaged_best_checkpoint_costs_the_best_epoch_only(
 @pytest.mark.parametrize(
     ("straight", "measure", "number", "code"),
     [
-        ("joint", "knn_accuracy", signal.SIGTERM, 143),
-        ("supcon", "knn_accuracy", signal.SIGINT, 130),
+        ("joint", "knn_accuracies", signal.SIGTERM, 143),
+        ("supcon", "knn_accuracies", signal.SIGINT, 130),
         ("ae", "latent_pictures", signal.SIGTERM, 143),
         ("supcon", "latent_metrics", signal.SIGINT, 130),
     ],
@@ -184,14 +184,14 @@ SLOW = """
 import sys, time
 sys.path.insert(0, {root!r})
 from common.evaluation import report
-measure = report.knn_accuracy
+measure = report.knn_accuracies
 def slow(*words):
     calls.append(words)
     if len(calls) == {slow_at}:
         print("evaluating", flush=True)
         time.sleep(100)
     return measure(*words)
-calls, report.knn_accuracy = [], slow
+calls, report.knn_accuracies = [], slow
 import train_joint
 from common.config import parse
 train_joint.main(parse(train_joint.Config))
@@ -292,8 +292,8 @@ def test_a_run_of_one_process_goes_on_on_two_machines(tmp_path, monkeypatch):
     ("room", "measure", "full"),
     [
         # on a slow machine the checkpoint before the evaluation is still being written
-        (30_000, "knn_accuracy", r"(?:best|next)\.safetensors"),
-        (100, "knn_accuracy", "metrics.jsonl"),
+        (30_000, "knn_accuracies", r"(?:best|next)\.safetensors"),
+        (100, "knn_accuracies", "metrics.jsonl"),
         (30_000, "latent_metrics", "latents.npz"),
         (1_000, "latent_pictures", r"\w+.png"),
     ],

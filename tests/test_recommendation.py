@@ -78,7 +78,9 @@ def test_the_cheapest_is_within_a_point_of_the_best():
 
 @pytest.mark.parametrize("pca", [None, 0.01])
 def test_only_a_decoder_reconstructs(pca):
-    text = recommendation.reconstruction({"ae": 0.009}, pca)
+    text = recommendation.reconstruction({"ae": 0.009}, pca, augmented=False)
     assert text.startswith("reconstruction and generation: ae, the only method with a decoder")
     assert ("0.90 times that of PCA" in text) == (pca is not None)
-    assert "none of these methods" in recommendation.reconstruction({}, pca)
+    assert "none of these methods" in recommendation.reconstruction({}, pca, augmented=False)
+    views = recommendation.reconstruction({"ae": 0.009}, pca, augmented=True)
+    assert "0.00900 (it learned from augmented images)" in views

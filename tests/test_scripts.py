@@ -64,12 +64,12 @@ def test_the_contract_of_metric_names(straight):
         "supcon": {
             *stage_two,
             *(f"projection/{name}" for name in ("knn_accuracy", "linear_accuracy", *shape)),
-            *("train/loss_floor", "train/loss_collapse", "best/val/knn_accuracy"),
+            *("train/loss_floor", "train/loss_collapse", "best/val/knn_cosine_accuracy"),
         },
     }
     assert set(metrics) >= own[method] | {
         *("train/loss", "train/learning_rate", "train/gradient_norm", "train/accuracy"),
-        *("val/knn_accuracy", "val/accuracy", "best/epoch"),
+        *("val/knn_accuracy", "val/knn_cosine_accuracy", "val/accuracy", "best/epoch"),
         *("test/accuracy", "test/knn_accuracy", "test/linear_accuracy"),
         *(f"latent/{name}" for name in shape),
         *(f"image/{name}" for name in shape),

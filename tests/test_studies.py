@@ -12,11 +12,12 @@ def result(method: str, seed: int, share: float, seconds: float, **summary: floa
     """A run that is right on that share of 1,000 images, the first ones."""
     right = np.arange(1000) < 1000 * share
     values = {name: right.astype(float) for *_, name in studies.SCORES if name}
-    values["robust"] = values["linear"]
     found = {"test/linear_accuracy": share} | {
         k.replace("_", "/", 1): v for k, v in summary.items()
     }
-    run = SimpleNamespace(summary=found, cost=lambda: {"training_seconds": seconds})
+    settings = {"augment": "contrastive"}
+    cost = {"training_seconds": seconds}
+    run = SimpleNamespace(summary=found, settings=settings, cost=lambda: cost)
     return Result(Member(f"{method}-all-seed{seed}", method, "all", seed), run, values, 8)
 
 
@@ -30,13 +31,13 @@ BASELINES = {"all": {"pixels": [np.zeros(1000), np.ones(1000)]}}
 
 
 def test_every_number_is_a_mean_over_the_seeds():
-    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, same_time=False)
+    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, {}, same_time=False)
     errors, cheapest = lines[-2:]
-    assert "its MSE is 0.01500, 0.60 times that of PCA" in errors
+    assert "its MSE is 0.01500 (it learned from augmented images), 0.60 times that of PCA" in errors
     assert cheapest.endswith(
         "cannot be told between ae (89.5%, 205 s of training) and joint (90.0%, 205 s of training)"
     )
-    rows = {row.text: row.cells for row in studies.table({"all": GROUP}, BASELINES)}
+    rows = {row.text: row.cells for row in studies.table({"all": GROUP}, BASELINES, {})}
     assert rows["reconstruction MSE"] == ("0.01500", "–", "0.02500", "–")
     assert rows["seconds of training"] == ("205", "205", "–", "–")
     assert rows["linear probe"][-1] == "50.00%"
@@ -46,12 +47,12 @@ def test_a_baseline_is_the_mean_over_the_images_that_each_seed_has():
     group = [result("joint", n, 0.9, 1, test_knn_accuracy=0.8) for n in (0, 1)]
     for one, value in zip(group, (0.50, 0.60), strict=True):
         one.run.summary["image/knn_accuracy"] = value
-    rows = {row.text: row.cells for row in studies.table({"all": group}, {"all": {}})}
+    rows = {row.text: row.cells for row in studies.table({"all": group}, {"all": {}}, {})}
     assert rows["5 nearest neighbors"][-1] == "55.00%"
 
 
 def test_none_is_the_cheapest_where_all_had_the_same_time():
-    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, same_time=True)
+    lines = studies.recommendation_of({"all": GROUP}, BASELINES, {}, {}, same_time=True)
     assert not any(line.startswith("cheapest") for line in lines)
 
 
@@ -62,7 +63,34 @@ def test_a_run_that_failed_leaves_the_spread_of_the_others():
     ]
     failed = {"supcon-all-seed2": "the disk is on fire"}
     for some in (group, group[:-1]):
-        lines = studies.recommendation_of({"all": some}, {"all": {}}, failed, same_time=True)
+        lines = studies.recommendation_of({"all": some}, {"all": {}}, {}, failed, same_time=True)
         whole = some is group
         assert ("cannot be told" in lines[0]) == (not whole)
     assert lines[-1] == "failed, left out: supcon-all-seed2 (the disk is on fire)"
+
+
+def test_a_space_that_the_loss_shapes_retrieves_as_one_of_its_own():
+    group = [result("joint", 0, 0.8, 1), result("supcon", 0, 0.7, 1)]
+    del group[0].values[studies.PROJECTED]
+    group[1].values[studies.PROJECTED] = np.ones(1000)
+    lines = studies.recommendation_of({"all": group}, {"all": {}}, {}, {}, same_time=True)
+    assert lines[1].startswith("retrieval of similar images: supcon's projection (100.0%), 20.0")
+    rows = {row.text: row for row in studies.table({"all": group}, {"all": {}}, {})}
+    assert rows["the same, in the projection"].cells[0] == "–"
+    assert not rows["the same, in the projection"].best  # it is the only one
+
+
+def test_what_needs_no_network_is_asked_whether_it_is_robust_too():
+    robust = {"PCA": np.ones(1000), "pixels": np.zeros(1000)}
+    lines = studies.recommendation_of({"all": GROUP}, BASELINES, robust, {}, same_time=True)
+    (line,) = [line for line in lines if line.startswith("robust")]
+    assert "but the linear probe on PCA (100.0%) is better still" in line and "pixels" not in line
+    rows = {row.text: row.cells for row in studies.table({"all": GROUP}, BASELINES, robust)}
+    assert rows["linear probe, noise and shift"][-2:] == ("100.00%", "0.00%")
+    assert rows["linear probe, noise and shift"][1].startswith("90.00% ± ")
+
+
+def test_one_seed_is_said_to_tell_nothing_of_others():
+    for group, said in ((GROUP, False), (GROUP[:2], True)):
+        lines = studies.recommendation_of({"all": group}, BASELINES, {}, {}, same_time=True)
+        assert lines[-1].startswith("one seed: ") == said

@@ -1,6 +1,5 @@
 import json
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ def no_comparison(monkeypatch):
 
     def remember(config, recommend):
         asked.append(config)
-        lines = recommend({Path(folder): np.full(5, 0.5) for folder in config.runs})
+        lines = recommend({folder: np.full(5, 0.5) for folder in config.runs})
         return {"recommendation": lines}
 
     monkeypatch.setattr(compare, "main", remember)
@@ -71,6 +70,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
         "robust to noise and shift",
         "reconstruction and generation",
         "cheapest within 1 point of the best accuracy",
+        "one seed",
     ]
     report = tmp_path / "study/report"
     text = (report / "study.md").read_text()

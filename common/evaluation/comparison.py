@@ -128,20 +128,27 @@ def nearest(latents: Tensor, k: int) -> Tensor:
 
 
 def robustness(
-    encoder: nn.Module, classifier: nn.Module, splits: Mapping[str, Any]
-) -> tuple[dict[str, float], np.ndarray]:
-    """Accuracy on each of the named splits, such as those of `corruptions.all_corrupted`.
+    encoder: nn.Module, classifiers: Sequence[nn.Module], splits: Mapping[str, Any]
+) -> list[tuple[dict[str, float], np.ndarray]]:
+    """Of each classifier its accuracy on the named splits, those of `corruptions.all_corrupted`.
 
     Beside it, of each image (M,), the share of corruptions under which its class is found.
     """
-    accuracies, found = {}, []
+    hits: list[dict[str, Tensor]] = [{} for _ in classifiers]  # (M,) by split
     for name, split in splits.items():
         latents = report.encode(encoder, nn.Identity(), split)
-        predictions = probes.predict(classifier, latents)
-        accuracies[name] = probes.accuracy(predictions, split.labels)
-        if name != "robust_clean":
-            found.append((predictions == split.labels).double())
-    return accuracies, torch.stack(found).mean(0).cpu().numpy()
+        for found, classifier in zip(hits, classifiers, strict=True):
+            found[name] = (probes.predict(classifier, latents) == split.labels).double()
+    return [
+        (
+            {name: right.mean().item() for name, right in found.items()},
+            torch.stack([x for name, x in found.items() if name != "robust_clean"])
+            .mean(0)
+            .cpu()
+            .numpy(),
+        )
+        for found in hits
+    ]
 
 
 def class_accuracies(spaces: Sequence[Space], labels: Tensor, classes: int) -> np.ndarray:

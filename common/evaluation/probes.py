@@ -15,7 +15,7 @@ from ..errors import UserError
 
 BLOCK = 1024  # latents at a time
 FEWEST_STEPS = 200  # of the MLP, by default; fewer leave batch norm's running statistics behind
-STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear probe's L2 penalty, strong to weak
+STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # of the linear probe's L2 penalty
 CURVATURE = 0.1  # of the cross-entropy where classes are unsure, p (1 - p), roughly
 
 
@@ -52,7 +52,7 @@ class LinearProbe:
 
     Attributes:
         weight: float (K,D). bias: float (K,). mean: float (D,).
-        scale: float (), the root of the mean variance of the dimensions.
+        scale: float (), the root of the total variance, the sum over the dimensions.
         strength: of the L2 penalty that was best on validation. accuracy: on validation.
     """
 
@@ -88,22 +88,23 @@ def fit_linear(latents: Latents, classes: int, balance: bool = False) -> LinearP
     minimize  mean cross-entropy + strength/2 · ‖W‖²  from strong to weak, with warm starts;
     with `balance` every class has the same share of the mean, and of the accuracy.
 
-    All dimensions are divided by the same scale, so that a rotation of the space changes nothing.
-    Divided by its own, each would count alike, and the last principal components of images, which
-    are noise, as much as the first: with few labels PCA would look far worse than the pixels.
+    All dimensions are divided by the same scale, so that neither a rotation of the space nor
+    further constant dimensions change anything but the path of the solver. Divided by its own, each
+    would count alike, and the last principal components of images, which are noise, as much as the
+    first: with few labels PCA would look far worse than the pixels.
     """
     even, even_val = (
         class_weights(labels, classes) if balance else None
         for labels in (latents.train_labels, latents.validation_labels)
     )
     mean, std = latents.train.mean(0), latents.train.std(0, correction=0)
-    scale = std.square().mean().sqrt().clamp(min=1e-6)
+    scale = std.square().sum().sqrt().clamp(min=1e-6)
     if not (latents.train.isfinite().all() and scale.isfinite()):
         raise UserError(
             "no linear probe fits these latents: some of them, or their standard deviation, are "
             "not finite; start a new run with a lower learning rate"
         )
-    spread = (std / scale).square()  # (D,), of the dimensions to be fitted; their mean is 1
+    spread = (std / scale).square()  # (D,), of the dimensions to be fitted; their sum is 1
     centered = (latents.train - mean) / scale
     weight, bias = centered.new_zeros(classes, len(spread)), centered.new_zeros(classes, 1)
     best = None

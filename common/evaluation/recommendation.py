@@ -118,13 +118,18 @@ def cheapest(accuracy: Need, seconds: Mapping[str, float]) -> str:
     return title + f"cannot be told between {', '.join(names[:-1])} and {names[-1]}"
 
 
-def reconstruction(errors: Mapping[str, float], pca: float | None) -> str:
-    """One sentence on the methods with a decoder, by their mean squared error on test images."""
+def reconstruction(errors: Mapping[str, float], pca: float | None, augmented: bool) -> str:
+    """One sentence on the methods with a decoder, by their mean squared error on test images.
+
+    `augmented`: they learned from random views, where PCA learned from the images as they are.
+    """
     title = "reconstruction and generation: "
     if not errors:
         return title + "none of these methods has a decoder; train an autoencoder"
     best = min(errors, key=errors.get)
     text = title + f"{best}, the only method with a decoder; its MSE is {errors[best]:.5f}"
+    if augmented:
+        text += " (it learned from augmented images)"
     return text if pca is None else text + f", {errors[best] / pca:.2f} times that of PCA"
 
 

@@ -72,15 +72,23 @@ def encode_splits(
     )
 
 
-def knn_accuracy(
+def knn_accuracies(
     encoder: nn.Module, preprocess: nn.Module, references, queries, latents: Tensor | None = None
-) -> float:
-    """k-nearest-neighbor accuracy on the query images; their `latents` (N,D) may be known."""
+) -> dict[str, float]:
+    """val/knn_accuracy and val/knn_cosine_accuracy on the query images, by the `references`.
+
+    The distances are those of `probe_predictions`. The queries' `latents` (N,D) may be known.
+    """
     if latents is None:
         latents = encode(encoder, preprocess, queries)
-    known = encode(encoder, preprocess, references)
-    predictions = neighbors.predict(known, references.labels, latents)
-    return probes.accuracy(predictions, queries.labels)
+    known, labels = encode(encoder, preprocess, references), references.labels
+    found = {
+        "val/knn_accuracy": neighbors.predict(known, labels, latents),
+        "val/knn_cosine_accuracy": neighbors.predict(
+            F.normalize(known), labels, F.normalize(latents)
+        ),
+    }
+    return {name: probes.accuracy(guesses, queries.labels) for name, guesses in found.items()}
 
 
 def reconstruction_errors(blocks: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:

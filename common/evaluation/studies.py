@@ -11,7 +11,9 @@ from ..display import tables
 from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
-# The rows of the table: how a score is named in a run's summary, what it is, its format.
+PROJECTED = "projected_precision"  # of retrieval in the space that a contrastive loss shapes
+# The rows of the table: how a score is named in a run's summary, what it is, its format, and its
+# name among `Result.values`.
 SCORES = (
     ("test/linear_accuracy", "linear probe", "{:.2%}", "linear"),
     ("test/accuracy", "the method's own classifier", "{:.2%}", "own"),
@@ -20,6 +22,8 @@ SCORES = (
     ("test/class_mean_accuracy", "nearest class mean", "{:.2%}", "class_mean"),
     ("latent/recall_at_1", "retrieval, recall at 1", "{:.2%}", "first_hit"),
     ("latent/mean_average_precision", "retrieval, mean average precision", "{:.2%}", "precision"),
+    ("projection/mean_average_precision", "the same, in the projection", "{:.2%}", PROJECTED),
+    ("", "linear probe, noise and shift", "{:.2%}", "robust"),
     ("test/balanced_accuracy", "own classifier, balanced accuracy", "{:.2%}", ""),
     ("test/macro_f1", "own classifier, macro F1", "{:.3f}", ""),
     ("test/calibration_error", "own classifier, calibration error", "{:.3f}", ""),
@@ -46,7 +50,7 @@ class Result:
 
     `values` are float (N,) by the names in `SCORES`: 0 or 1 for a classifier; for retrieval, of the
     images that query, and for neighbors, where there are very many images, of those in the sample.
-    The comparison adds "robust".
+    The comparison adds "robust" to those with the most labels.
     """
 
     member: Member
@@ -68,13 +72,15 @@ def named(labels: str) -> str:
 def recommendation_of(
     groups: dict[str, list[Result]],
     baselines: dict[str, dict[str, list[np.ndarray]]],
+    robust_baselines: dict[str, np.ndarray],
     failed: dict[str, str],
     same_time: bool,
 ) -> list[str]:
     """A sentence for each need, from the results by labels per class, the largest number last.
 
-    `baselines` are those of `baselines_of` by labels per class, an array for each seed. With
-    `same_time` all trained for the same time, so that none is the cheapest.
+    `baselines` are those of `baselines_of` by labels per class, an array for each seed;
+    `robust_baselines` are of the same kind as "robust", for the most labels. With `same_time` all
+    trained for the same time, so that none is the cheapest.
     """
     *_, (most, largest) = groups.items()
     shown = dict.fromkeys([most, next(iter(groups))])  # with all labels, and with the fewest
@@ -82,22 +88,30 @@ def recommendation_of(
         labels: Need(
             f"highest accuracy with {named(labels)}",
             by_method(groups[labels], "linear"),
-            {f"the linear probe on {name}": right for name, right in baselines[labels].items()},
+            on(baselines[labels]),
         )
         for labels in shown
     }
+    projections = by_method(largest, PROJECTED).items()
+    spaces = by_method(largest, "precision") | {f"{m}'s projection": x for m, x in projections}
+    robust = by_method(largest, "robust")
+    seeds = max(len(values) for values in robust.values())
+    repeated = {name: [values] * seeds for name, values in robust_baselines.items()}
     needs = [
         *accuracy.values(),
-        Need("retrieval of similar images", by_method(largest, "precision")),
-        Need("robust to noise and shift", by_method(largest, "robust")),
+        Need("retrieval of similar images", spaces),
+        Need("robust to noise and shift", robust, on(repeated)),
     ]
     lines = [recommendation.recommend(need) for need in needs]
     errors = means(largest, lambda run: run.summary.get("test/mse"))
     pca = means(largest, lambda run: run.summary.get("pca/mse")).values()
-    lines.append(recommendation.reconstruction(errors, next(iter(pca), None)))
+    augmented = any(result.run.settings["augment"] != "none" for result in largest)
+    lines.append(recommendation.reconstruction(errors, next(iter(pca), None), augmented))
     if not same_time:
         seconds = means(largest, lambda run: run.cost().get("training_seconds"))
         lines.append(recommendation.cheapest(accuracy[most], seconds))
+    if seeds == 1:
+        lines.append("one seed: the intervals say nothing of how another one would end")
     return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 
@@ -105,6 +119,7 @@ def read(run: Any, member: Member) -> Result:
     """What a finished member found; `run` is its `common.run.runs.Run`."""
     with np.load(run.folder / "latents.npz") as arrays:
         labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
+        projections = arrays["projections"] if has_projection(run) else None
         values = {}
         for name in ("linear", "knn", "knn_cosine", "class_mean"):
             found = arrays[f"{name}_predictions"]
@@ -112,16 +127,30 @@ def read(run: Any, member: Member) -> Result:
         values["own"] = arrays["predictions"] == labels
     first, precision = scores.retrieve(latents, torch.from_numpy(labels))
     values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
+    if projections is not None:
+        _, precision = scores.retrieve(torch.from_numpy(projections), torch.from_numpy(labels))
+        values[PROJECTED] = precision.numpy()
     values = {name: x.astype(float) for name, x in values.items()}
     return Result(member, run, values, latents.shape[1])
 
 
+def has_projection(run: Any) -> bool:
+    """Whether the loss of a run shaped another space than its latents."""
+    return run.settings.get("head", "none") != "none"
+
+
 def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray]]:
-    """The values of a score by method, an array for each seed."""
+    """The values of a score by method, an array for each seed; methods without it are left out."""
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
-        found.setdefault(result.member.method, []).append(result.values[name])
+        if name in result.values:
+            found.setdefault(result.member.method, []).append(result.values[name])
     return found
+
+
+def on(baselines: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """The same, named as in a sentence."""
+    return {f"the linear probe on {name}": values for name, values in baselines.items()}
 
 
 def means(results: Sequence[Result], number: Callable[[Any], float | None]) -> dict[str, float]:
@@ -156,13 +185,15 @@ def baselines_of(images: Any, dimensions: int) -> dict[str, np.ndarray]:
 
 
 def table(
-    groups: dict[str, list[Result]], baselines: dict[str, dict[str, list[np.ndarray]]]
+    groups: dict[str, list[Result]],
+    baselines: dict[str, dict[str, list[np.ndarray]]],
+    robust_baselines: dict[str, np.ndarray],
 ) -> list[tables.Row]:
     """A section for each number of labels: score ± half of its 95 % interval, by method.
 
     PCA and pixels stand beside them, from the summaries of the runs and, for the linear probe,
-    from `baselines`. The best method is marked only where its lead over the second can
-    be told.
+    from `baselines` and `robust_baselines`. The best method is marked only where its lead over the
+    second can be told.
     """
     methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
     rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
@@ -174,20 +205,23 @@ def table(
             values = by_method(group, name) if name else {}
             for method, found in summaries.items():
                 numbers = [summary[key] for summary in found if key in summary]
+                numbers = numbers or values.get(method, [])
                 cell = form.format(np.mean(numbers)) if numbers else "–"
                 if method in values:
                     bounds = scores.interval(values[method])
                     cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
                 cells.append(cell)
-            if name:
+            if values.keys() >= {method for method, found in summaries.items() if found}:
                 leader = recommendation.leader(values)
                 best = frozenset([methods.index(leader)] if leader else [])
             for prefix, baseline in (("pca", "PCA"), ("image", "pixels")):
-                key_there = f"{prefix}/{key.split('/')[1]}"
+                key_there = f"{prefix}/{key.removeprefix('test/').removeprefix('latent/')}"
                 known = {r.member.seed: r.run.summary for r in group if key_there in r.run.summary}
                 numbers = [summary[key_there] for summary in known.values()]  # one for each seed
                 if key == "test/linear_accuracy" and baseline in baselines[labels]:
                     numbers = baselines[labels][baseline]
+                if name == "robust" and values and baseline in robust_baselines:
+                    numbers = [robust_baselines[baseline]]
                 cells.append(form.format(np.mean(numbers)) if len(numbers) else "–")
             if set(cells) != {"–"}:
                 rows.append(tables.Row(text, tuple(cells), best))
@@ -222,13 +256,13 @@ def baseline_curves(
 
 
 def progress(results: Sequence[Result]) -> dict[str, list[np.ndarray]]:
-    """Seconds of training and kNN accuracy on validation (2,n) of each run, by method."""
+    """Seconds of training and cosine kNN accuracy on validation (2,n) of each run, by method."""
     found: dict[str, list[np.ndarray]] = {}
     for result in results:
         rows = [row for row in result.run.rows if "time/epoch_seconds" in row]
         timed = np.array([row["time/epoch_seconds"] for row in rows])
         means = timed.cumsum() / np.arange(1, len(rows) + 1)  # of an epoch; some were not timed
         seconds = means * [row["epoch"] for row in rows]
-        accuracy = [row["val/knn_accuracy"] for row in rows]
+        accuracy = [row["val/knn_cosine_accuracy"] for row in rows]
         found.setdefault(result.member.method, []).append(np.array([seconds, accuracy]))
     return found

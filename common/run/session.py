@@ -261,8 +261,8 @@ class Session:
     ) -> None:
         """Log what was measured after this epoch, and keep the weights of the best one.
 
-        `minimize` or `maximize` names the metric that decides which epoch is best. `UserError` for
-        a value that is no finite number: the training has diverged.
+        `minimize` or `maximize` names the metric that decides which epoch is best; without either
+        it is the last. `UserError` for a value that is no finite number: the training has diverged.
         """
         if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
             raise self._diverged(f"not finite on validation: {', '.join(wrong)}")
@@ -280,7 +280,8 @@ class Session:
         )
         name, sign = (minimize, -1) if minimize else (maximize, 1)
         if name not in self.best or sign * row[name] > sign * self.best[name]:
-            self.best = {name: row[name], "epoch": self.epoch + 1}
+            self.best = {name: row[name]} if name else {}
+            self.best["epoch"] = self.epoch + 1
             weights = checkpoints.snapshot(self._network.state_dict())
             self._writer.start(checkpoints.save_best, self.run_dir / "checkpoints", weights)
             self.tracker.best(self.best)

@@ -71,11 +71,10 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     top of the page; they join what is found.
     """
     # ---------------------------------------------------------------- Set-up
+    runtime.check_alone("compare.py")
     started = time.perf_counter()
     accelerator = runtime.start("no", seed=0)
-    device = accelerator.device
-    if accelerator.num_processes > 1:
-        raise UserError("compare.py is one process; start it with python, without a launcher")
+    device = runtime.measuring_device(accelerator.device)
     if not config.runs:
         raise UserError("name the folders of finished runs: python compare.py RUN RUN --out OUT")
     out = Path(config.out)

@@ -62,6 +62,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     # ---------------------------------------------------------------- Set-up
+    runtime.check_alone("embed.py")
     runtime.set_threads()
     if config.export and config.images:
         raise UserError(f"--export {config.export} takes no images; leave them out")

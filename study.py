@@ -61,7 +61,7 @@ METHOD = "study"
 Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
 WITHOUT_LABELS = ("ae", "simclr")  # what they learn does not depend on the number of labels
-TRIAL_STEPS = 6  # of each epoch of a trial
+TRIAL_STEPS, TRIAL_STEPS_OF_A_GPU = 6, 200  # of each epoch of a trial: a second or more
 FREE = ("data_dir", "out", "tracking", "jobs")  # what may change when a study is continued
 
 
@@ -103,6 +103,7 @@ class Config:
 
 def main(config: Config) -> dict:
     # ---------------------------------------------------------------- Plan
+    runtime.check_alone("study.py")
     check(config)
     out = Path(config.out)
     budgets = sorted(set(config.labels_per_class), key=studies.number_of)
@@ -344,13 +345,14 @@ def speeds(
     images.
     """
     found = {}
+    steps = TRIAL_STEPS_OF_A_GPU if runtime.uses_cuda() else TRIAL_STEPS
     with tempfile.TemporaryDirectory() as folder:
         for method, batch in kinds:
             console.say(f"measuring how fast {method} trains, {batch} images a step")
             names = [f"{method}-{batch}-{k}" for k in range(config.jobs)]
             members = [Member(name, method, "all", seed=0) for name in names]
             words = shared(config, members[0], batch)
-            words += ["--limit_train", str(min(TRIAL_STEPS * batch, available)), "--epochs", "2"]
+            words += ["--limit_train", str(min(steps * batch, available)), "--epochs", "2"]
             words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
             words += ["--test", "False"]
             calls = {member.name: (folder, member, words, None) for member in members}

@@ -106,3 +106,6 @@ def _show_error(then: Callable, kind: type, error: BaseException, trace: Any) ->
         then(kind, error, trace)
     elif is_first_process():
         print(f"error: {error.message}", file=sys.stderr, flush=True)
+    elif error.of_one_process or os.environ.get("LOCAL_RANK") == "0":
+        of = f"process {os.environ.get('RANK')}"
+        print(f"error: {of}: {error.message}", file=sys.stderr, flush=True)

@@ -134,3 +134,5 @@ def test_one_process_speaks_for_those_that_a_launcher_started(run_command, envir
     done = script(run_command, after="raise UserError('bad')", **environment)
     assert done.returncode == 1
     assert ("error: bad" in done.stderr) == speaks
+    # of each machine one process names itself
+    assert ("error: process 2: bad" in done.stderr) == (environment.get("RANK") == "2")

@@ -62,6 +62,16 @@ def test_who_gives_no_sign_of_life_is_not_waited_for(store, capsys):
 def test_one_process_meets_nobody():
     with processes.Processes(1, "runs/a") as alone:
         alone.meet("epoch 0")
+        alone.agree("images", "abc")
+
+
+def test_processes_that_see_other_files_stop(monkeypatch):
+    """As where a second machine has no checkpoint, and would begin anew beside the first."""
+    both = processes.Processes(2, "runs/a")
+    monkeypatch.setattr(processes, "gather_object", lambda values: [7, *values])
+    both.agree("run to resume (step)", 7)
+    with pytest.raises(UserError, match=r"not find the same run to resume \(step\): 7, None; put"):
+        both.agree("run to resume (step)", None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")

@@ -203,3 +203,36 @@ def test_every_script_imports_common_before_what_loads_torch(script):
     loaders = {"torch", "tyro", "safetensors", "einops", "accelerate", "sklearn", "torchvision"}
     others = [imports.index(name) for name in loaders & set(imports)]
     assert all(imports.index("common") < place for place in others)
+
+
+def test_the_peak_of_memory_is_that_of_one_run():
+    """A study trains many runs in one process; each begins anew."""
+    torch.ones(100 * 2**20)  # 400 MiB, free at once
+    before = runtime.peak_memory_gib(torch.device("cpu"))
+    runtime._forget_peak_memory()
+    after = runtime.peak_memory_gib(torch.device("cpu"))
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert after < before - 0.2
+    else:
+        assert after == before
+
+
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [
+        ({}, False),
+        ({"WORLD_SIZE": "2"}, False),  # a pod, which started no launcher
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, False),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, True),
+    ],
+)
+def test_what_is_one_process_is_not_started_by_a_launcher(monkeypatch, environment, refused):
+    for name in ("WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(UserError, match=r"study\.py is one process; start it with python"):
+            runtime.check_alone("study.py")
+    else:
+        runtime.check_alone("study.py")

@@ -74,7 +74,7 @@ def test_a_process_that_another_one_left_alone_says_so(signals, tmp_path, capsys
     monkeypatch.setenv("RANK", "1")
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     sys.excepthook(RuntimeError, lost, None)
-    line = "error: process 1 stops, since another one has ended; resume with --resume"
+    line = f"error: process 1 stops, since another one has ended ({lost}); resume with --resume"
     assert capsys.readouterr().err == f"{line} {tmp_path}\n"
     with pytest.raises(SystemExit), signals.deferred():
         os.kill(os.getpid(), signal.SIGTERM)  # it was asked to stop, too, and the first one says so

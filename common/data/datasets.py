@@ -152,6 +152,8 @@ class ImageData:
         splits = {name: getattr(self, name) for name in names}
         sources = {id(split.source): split.source for split in splits.values()}
         size = sum(source.numel() for source in sources.values())
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what a run before this one has left
         fits = device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
         place = device if fits else torch.device("cpu")
         moved = {key: source.to(place) for key, source in sources.items()}

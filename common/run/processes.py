@@ -1,14 +1,13 @@
 """Several processes wait for each other, as long as it takes and nobody has died."""
 
 import contextlib
-import sys
 import threading
 import time
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+from accelerate.utils import gather_object
 
-from ..console import is_first_process
 from ..errors import UserError
 
 BEAT_SECONDS = 5  # between two signs of life of a process
@@ -40,6 +39,16 @@ class Processes:
         if self._count > 1:
             self._thread.join(1)
 
+    def agree(self, what: str, value: Any) -> None:
+        """`UserError` in all processes where `value` is not the same in all of them."""
+        if self._count > 1:
+            values = gather_object([value])
+            if any(other != values[0] for other in values):
+                raise UserError(
+                    f"the processes do not find the same {what}: {', '.join(map(str, values))}; "
+                    "put what --data_dir, --run_dir and --resume name where all machines see it"
+                )
+
     def meet(self, name: str) -> None:
         """Return when all processes have called this with that `name`, a new one each time.
 
@@ -67,10 +76,7 @@ class Processes:
                 self._stop(f"process {rank} has given no sign of life for {SILENCE_SECONDS} s")
 
     def _stop(self, reason: str) -> NoReturn:
-        line = f"{reason}; go on with --resume {self._run}"
-        if not is_first_process():  # whose errors are not shown
-            print(f"error: process {self._rank} stops: {line}", file=sys.stderr, flush=True)
-        raise UserError(line)
+        raise UserError(f"{reason}; go on with --resume {self._run}", of_one_process=True)
 
     def _beat(self, store: dist.Store) -> None:
         with contextlib.suppress(dist.DistError):  # whoever kept the store has ended

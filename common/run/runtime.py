@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -83,6 +84,7 @@ def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
             "ACCELERATE_USE_CPU=true before torchrun (without a launcher: unset WORLD_SIZE)"
         )
     torch.manual_seed(seed)
+    _forget_peak_memory()
     # all batches of a training have one shape, so the fastest kernels are looked for once
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     return accelerator
@@ -104,6 +106,12 @@ def _number(name: str, otherwise: int) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise UserError(f"{name}={text} in the environment is no number of processes; unset it")
     return int(text)
+
+
+def check_alone(script: str) -> None:
+    """`UserError` where a launcher has started several processes of a script that is one."""
+    if os.environ.get("LOCAL_RANK") and _number("WORLD_SIZE", 1) > 1:
+        raise UserError(f"{script} is one process; start it with python, without a launcher")
 
 
 def _is_true(name: str) -> bool:
@@ -239,11 +247,23 @@ def forbid_waiting(device: torch.device, step: int) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
+def _forget_peak_memory() -> None:
+    """Let `peak_memory_gib` begin anew: a process may train several runs."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # Linux only; a container may forbid it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory held so far, in GiB: on the GPU where there is one, else by the process."""
+    """The most memory held since `start`, in GiB: on the GPU, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB on Linux
+    with contextlib.suppress(OSError):  # Linux; unlike ru_maxrss, it can begin anew
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+            return int(found[1]) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 

@@ -66,6 +66,8 @@ class Session:
             out_of_memory("make --batch_size, --width or --image_size smaller")
         )
         self._exits.callback(self._signals.restore)
+        count = self.accelerator.num_processes
+        self._processes = self._exits.enter_context(Processes(count, str(self.run_dir)))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -100,10 +102,8 @@ class Session:
             )
         config = self.config = with_epochs(config, steps)
         self.total_epochs = config.epochs
-        self._processes = self._exits.enter_context(
-            Processes(accelerator.num_processes, str(self.run_dir))
-        )
         self._processes.meet("data")  # some may have decoded images for hours
+        self._processes.agree("images (fingerprint)", images.fingerprint)
         runtime.place(runtime.share_batch_norm(network, accelerator), self.device)
         model, optimizer = accelerator.prepare(network, optimizer)
         self._monitor = Monitor(accelerator, network)
@@ -116,6 +116,7 @@ class Session:
         facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
 
         state = checkpoints.load_last(self.run_dir / "checkpoints", expected=self._same)
+        self._processes.agree("run to resume (step)", state and state["step"])
         tracker = tracking.open_tracker(
             self.run_dir,
             settings=asdict(config),
@@ -210,8 +211,9 @@ class Session:
                     self.tracker.log(row, self.step, self.step / self.steps_per_epoch)
                     bar.set_postfix_str(f"loss {row['train/loss']:.4f}")
                 self._seconds = time.perf_counter() - started
-                # with several processes, asking waits for the device
-                asks = is_row or is_end or self.accelerator.num_processes == 1
+                # with several processes, asking waits for a GPU
+                waits = self.accelerator.num_processes > 1 and self.device.type != "cpu"
+                asks = is_row or is_end or not waits
                 if asks and (number := self._signals.agreed(self.accelerator)):
                     self._stop_if_not_finite()
                     self._save()

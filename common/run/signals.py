@@ -85,7 +85,8 @@ class Signals:
         if issubclass(kind, RuntimeError) and re.search("gloo|nccl", str(error), re.IGNORECASE):
             if not self.received:  # else it ended because it was asked to, and so do we
                 line = f"error: process {os.environ.get('RANK')} stops, since another one has ended"
+                reason = str(error).splitlines()[0]
                 advice = f"resume with --resume {self._run_dir}"
-                print(f"{line}; {advice}", file=sys.stderr, flush=True)
+                print(f"{line} ({reason}); {advice}", file=sys.stderr, flush=True)
         else:
             then(kind, error, trace)

@@ -23,7 +23,8 @@ from common.files import read_json, read_rows, write
 KEPT = collect_results.ROOT / "benchmarks" / "studies.jsonl"
 ROWS = (
     *("linear probe", "the method's own classifier", "5 nearest neighbors, cosine"),
-    *("retrieval, mean average precision", "reconstruction MSE", "seconds of training"),
+    *("retrieval, mean average precision", "the same, in the projection"),
+    *("linear probe, noise and shift", "reconstruction MSE", "seconds of training"),
 )
 FACTS = ("device", "threads", "python", "torch", "commit")  # of the runs
 # flags that say how a study was run, not what it is

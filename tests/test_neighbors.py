@@ -64,3 +64,18 @@ def test_numbers_that_all_references_share_leave_the_neighbors_alone():
 def test_of_classes_with_equal_votes_the_nearest_one_wins(labels):
     line = torch.arange(5.0)[:, None]
     assert neighbors.predict(line, torch.tensor(labels), torch.tensor([[-0.5]])).item() == 1
+
+
+@pytest.mark.parametrize("far", [0.0, 30.0])
+def test_euclidean_and_cosine_neighbors_from_one_product(monkeypatch, far):
+    monkeypatch.setattr(neighbors, "BLOCK", 13)
+    generator = torch.Generator().manual_seed(0)
+    references, queries = (torch.randn(n, 8, generator=generator) + far for n in (300, 100))
+    references[7], queries[:, 3] = 0, 5  # no direction; a number that all queries share
+    labels = torch.randint(0, 4, (300,), generator=generator)
+    euclidean, cosine = neighbors.predict_both(references, labels, queries)
+    assert torch.equal(euclidean, neighbors.predict(references, labels, queries))
+    unit = [torch.nn.functional.normalize(x.double()) for x in (references, queries)]
+    expected = neighbors.predict(unit[0], labels, unit[1])
+    assert (cosine == expected).double().mean() > (0.99 if far else 0.999)
+    assert (cosine != euclidean).any()

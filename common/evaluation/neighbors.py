@@ -33,25 +33,55 @@ def predict_by_k(
 
     A k above the number of references means all of them.
     """
-    largest = min(max(ks), len(references))
-    classes = int(reference_labels.max()) + 1
     varying = references.amin(0) < references.amax(0)  # constant features change no order
     if not varying.all():
         references, queries = references[:, varying], queries[:, varying]
-    center = references.mean(0)  # centered, for smaller rounding errors
-    references, queries = (references - center).float(), (queries - center).float()
+    _, references, queries = _centered(references, queries)
     squares = references.square().sum(1)
-    predictions = {k: [] for k in ks}
+    classes, predictions = int(reference_labels.max()) + 1, {k: [] for k in ks}
     for block in samples.blocks(queries, len(references), BLOCK):
         distances = torch.addmm(squares, block, references.T, alpha=-2)  # less ‖query‖²
-        nearest = smallest(distances, largest)  # (B,largest)
+        nearest = smallest(distances, min(max(ks), len(references)))  # (B,largest k)
         for k in ks:
-            votes = reference_labels[nearest[:, :k]]  # (B,k), the nearest first
-            counts = torch.zeros(len(block), classes, device=block.device)
-            counts.scatter_add_(1, votes, torch.ones(votes.shape, device=block.device))
-            first = counts.gather(1, votes).argmax(1, keepdim=True)  # the nearest with most votes
-            predictions[k].append(votes.gather(1, first)[:, 0])
+            predictions[k].append(_vote(reference_labels[nearest[:, :k]], classes))
     return {k: torch.cat(parts) for k, parts in predictions.items()}
+
+
+def predict_both(
+    references: Tensor, reference_labels: Tensor, queries: Tensor, k: int = 5
+) -> tuple[Tensor, Tensor]:
+    """`predict` in Euclidean distance, and the same by cosine similarity, int64 (N,) each.
+
+    Both from one product of all queries with all references, which takes most of the time.
+    """
+    norms = references.float().norm(dim=1)
+    norms = torch.where(norms > 0, norms, torch.inf)  # to 0 every cosine is 0
+    center, references, queries = _centered(references, queries)
+    squares, to_center = references.square().sum(1), references @ center + center.square().sum()
+    k, classes, found = min(k, len(references)), int(reference_labels.max()) + 1, ([], [])
+    for block in samples.blocks(queries, len(references), BLOCK):
+        products = block @ references.T  # (B,M), of what is centered
+        distances = squares - 2 * products  # less ‖query‖²
+        # (q + c)·(r + c) / ‖r + c‖; that is ‖q + c‖ times the cosine
+        products += to_center
+        products += (block @ center)[:, None]
+        for values, parts in ((distances, found[0]), (products.div_(-norms), found[1])):
+            parts.append(_vote(reference_labels[smallest(values, k)], classes))
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _centered(references: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the references, and both less it, as float32: rounding errors are smaller."""
+    center = references.mean(0)
+    return center.float(), (references - center).float(), (queries - center).float()
+
+
+def _vote(votes: Tensor, classes: int) -> Tensor:
+    """The class int64 (B,) with the most of the votes int64 (B,k), the nearest ones first."""
+    counts = torch.zeros(len(votes), classes, device=votes.device)
+    counts.scatter_add_(1, votes, torch.ones(votes.shape, device=votes.device))
+    first = counts.gather(1, votes).argmax(1, keepdim=True)  # the nearest with most votes
+    return votes.gather(1, first)[:, 0]
 
 
 def smallest(values: Tensor, number: int) -> Tensor:

@@ -81,14 +81,10 @@ def knn_accuracies(
     """
     if latents is None:
         latents = encode(encoder, preprocess, queries)
-    known, labels = encode(encoder, preprocess, references), references.labels
-    found = {
-        "val/knn_accuracy": neighbors.predict(known, labels, latents),
-        "val/knn_cosine_accuracy": neighbors.predict(
-            F.normalize(known), labels, F.normalize(latents)
-        ),
-    }
-    return {name: probes.accuracy(guesses, queries.labels) for name, guesses in found.items()}
+    known = encode(encoder, preprocess, references)
+    both = neighbors.predict_both(known, references.labels, latents)
+    names = ("val/knn_accuracy", "val/knn_cosine_accuracy")
+    return {name: probes.accuracy(x, queries.labels) for name, x in zip(names, both, strict=True)}
 
 
 def reconstruction_errors(blocks: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -160,12 +156,12 @@ def probe_predictions(latents: probes.Latents, classes: int) -> dict[str, Tensor
     images only those of a sample are asked for their neighbors, the others have `NOT_ASKED`.
     """
     known, labels, test = latents.train, latents.train_labels, latents.test
-    asked = latents.test_labels
+    rows = samples.stratified(latents.test_labels)
+    euclidean, cosine = neighbors.predict_both(known, labels, test[rows])
     return {
         "linear": probes.fit_linear(latents, classes).predict(test),
-        "knn": nearest(known, labels, test, asked),
-        # among unit vectors, the order of distances is that of cosines
-        "knn_cosine": nearest(F.normalize(known), labels, F.normalize(test), asked),
+        "knn": at_rows(rows, euclidean, latents.test_labels),
+        "knn_cosine": at_rows(rows, cosine, latents.test_labels),
         "class_mean": scores.nearest_class_mean(known, labels, test),
     }
 
@@ -173,8 +169,13 @@ def probe_predictions(latents: probes.Latents, classes: int) -> dict[str, Tensor
 def nearest(references: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor:
     """`neighbors.predict` for the sample of the queries, int64 (N,); `NOT_ASKED` for the others."""
     rows = samples.stratified(query_labels)
-    found = torch.full_like(query_labels, samples.NOT_ASKED)
-    found[rows] = neighbors.predict(references, labels, queries[rows])
+    return at_rows(rows, neighbors.predict(references, labels, queries[rows]), query_labels)
+
+
+def at_rows(rows: Tensor, predictions: Tensor, labels: Tensor) -> Tensor:
+    """Predictions int64 (R,) at their rows of the labels int64 (N,), `NOT_ASKED` elsewhere."""
+    found = torch.full_like(labels, samples.NOT_ASKED)
+    found[rows] = predictions
     return found
 
 

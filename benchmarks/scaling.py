@@ -143,24 +143,26 @@ def evaluated(count: int) -> dict[str, float]:
     """
     import torch
 
-    from common.evaluation import geometry, neighbors, probes, scores
+    from common.evaluation import geometry, neighbors, probes, samples, scores
     from common.run import runtime
 
     runtime.start("no", seed=0)
     latents = synthetic(count, DIMENSIONS)
     test, labels = latents.test, latents.test_labels
     pixels = synthetic(count, 1024)
-    pairs = neighbors_of(latents), neighbors_of(pixels)
+    asked, neighbors_of_pixels = samples.stratified(labels), neighbors_of(pixels)
     both = {  # of the latents and of PCA
         "linear probe": lambda: probes.fit_linear(latents, CLASSES),
-        "neighbors, Euclidean and cosine": lambda: (pairs[0](), pairs[0]()),
+        "neighbors, Euclidean and cosine": lambda: neighbors.predict_both(
+            latents.train, latents.train_labels, test[asked]
+        ),
         "retrieval": lambda: scores.retrieval(test, labels),
         "k-means": lambda: scores.clustering(test, labels),
         "geometry": lambda: geometry.shape(test, labels, "latent"),
     }
     once = {
         "pixels: neighbors and geometry": lambda: (
-            pairs[1](),
+            neighbors_of_pixels(),
             geometry.shape(pixels.test, pixels.test_labels, "image"),
         ),
         "PCA": lambda: geometry.fit_pca(lambda: pixels.train.split(1024), DIMENSIONS),

@@ -94,3 +94,14 @@ def test_one_seed_is_said_to_tell_nothing_of_others():
     for group, said in ((GROUP, False), (GROUP[:2], True)):
         lines = studies.recommendation_of({"all": group}, BASELINES, {}, {}, same_time=True)
         assert lines[-1].startswith("one seed: ") == said
+
+
+def test_retrieval_is_not_measured_without_two_images_of_a_class():
+    group = [result("joint", 0, 0.8, 1), result("supcon", 0, 0.7, 1)]
+    for one in group:
+        for name in ("precision", "first_hit", studies.PROJECTED):
+            del one.values[name]
+    lines = studies.recommendation_of({"all": group}, {"all": {}}, {}, {}, same_time=True)
+    assert lines[1] == f"retrieval of similar images: {studies.NO_PAIRS}"
+    rows = [row.text for row in studies.table({"all": group}, {"all": {}}, {})]
+    assert not any("retrieval" in row for row in rows)

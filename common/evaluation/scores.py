@@ -61,9 +61,14 @@ def nearest_class_mean(latents: Tensor, labels: Tensor, queries: Tensor) -> Tens
 
 
 def retrieval(latents: Tensor, labels: Tensor) -> dict[str, float]:
-    """recall_at_1 and mean_average_precision: the means over the queries of `retrieve`."""
-    first, precision = retrieve(latents, labels)
+    """recall_at_1 and mean_average_precision: the means over the queries of `retrieve`.
+
+    Nothing where no class has two images.
+    """
     asked, total = labels[queries(labels)], int((labels.bincount() > 1)[labels].sum())
+    if not len(asked):
+        return {}
+    first, precision = retrieve(latents, labels)
     recall = samples.estimate(first.float(), asked, total)
     return recall.named("recall_at_1") | samples.estimate(precision, asked, total).named(
         "mean_average_precision"

@@ -12,6 +12,7 @@ from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
 PROJECTED = "projected_precision"  # of retrieval in the space that a contrastive loss shapes
+NO_PAIRS = "not measured, since no class has two test images"
 # The rows of the table: how a score is named in a run's summary, what it is, its format, and its
 # name among `Result.values`.
 SCORES = (
@@ -102,7 +103,10 @@ def recommendation_of(
         Need("retrieval of similar images", spaces),
         Need("robust to noise and shift", robust, on(repeated)),
     ]
-    lines = [recommendation.recommend(need) for need in needs]
+    lines = [
+        recommendation.recommend(need) if need.values else f"{need.title}: {NO_PAIRS}"
+        for need in needs
+    ]
     errors = means(largest, lambda run: run.summary.get("test/mse"))
     pca = means(largest, lambda run: run.summary.get("pca/mse")).values()
     augmented = any(result.run.settings["augment"] != "none" for result in largest)
@@ -130,7 +134,7 @@ def read(run: Any, member: Member) -> Result:
     if projections is not None:
         _, precision = scores.retrieve(torch.from_numpy(projections), torch.from_numpy(labels))
         values[PROJECTED] = precision.numpy()
-    values = {name: x.astype(float) for name, x in values.items()}
+    values = {name: x.astype(float) for name, x in values.items() if len(x)}
     return Result(member, run, values, latents.shape[1])
 
 

@@ -203,32 +203,14 @@ def table(
     rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
     for labels, group in groups.items():
         rows.append(tables.Row(named(labels)))
-        summaries = {m: [r.run.summary for r in group if r.member.method == m] for m in methods}
-        for key, text, form, name in SCORES:
-            cells, best = [], frozenset()
-            values = by_method(group, name) if name else {}
-            for method, found in summaries.items():
-                numbers = [summary[key] for summary in found if key in summary]
-                numbers = numbers or values.get(method, [])
-                cell = form.format(np.mean(numbers)) if numbers else "–"
-                if method in values:
-                    bounds = scores.interval(values[method])
-                    cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
-                cells.append(cell)
-            if values.keys() >= {method for method, found in summaries.items() if found}:
-                leader = recommendation.leader(values)
-                best = frozenset([methods.index(leader)] if leader else [])
-            for prefix, baseline in (("pca", "PCA"), ("image", "pixels")):
-                key_there = f"{prefix}/{key.removeprefix('test/').removeprefix('latent/')}"
-                known = {r.member.seed: r.run.summary for r in group if key_there in r.run.summary}
-                numbers = [summary[key_there] for summary in known.values()]  # one for each seed
-                if key == "test/linear_accuracy" and baseline in baselines[labels]:
-                    numbers = baselines[labels][baseline]
-                if name == "robust" and values and baseline in robust_baselines:
-                    numbers = [robust_baselines[baseline]]
-                cells.append(form.format(np.mean(numbers)) if len(numbers) else "–")
+        known = {"linear": baselines[labels], "robust": {}}
+        if by_method(group, "robust"):  # they are of this group
+            known["robust"] = {name: [values] for name, values in robust_baselines.items()}
+        for score in SCORES:
+            cells, best = _of_methods(group, methods, score)
+            cells += _of_baselines(group, known.get(score[-1], {}), score)
             if set(cells) != {"–"}:
-                rows.append(tables.Row(text, tuple(cells), best))
+                rows.append(tables.Row(score[1], tuple(cells), best))
         sizes = {r.member.method: f"{r.dimensions:,}" for r in group}
         cells = [sizes.get(method, "–") for method in methods]
         rows.append(tables.Row("dimensions of the latents", (*cells, "–", "–")))
@@ -236,6 +218,43 @@ def table(
         cells = [f"{seconds[method]:,.0f}" if method in seconds else "–" for method in methods]
         rows.append(tables.Row("seconds of training", (*cells, "–", "–")))
     return rows
+
+
+def _of_methods(
+    group: Sequence[Result], methods: Sequence[str], score: tuple[str, str, str, str]
+) -> tuple[list[str], frozenset[int]]:
+    """A cell for each method, and the index of the one whose lead can be told."""
+    key, _, form, name = score
+    values, cells = by_method(group, name), []
+    for method in methods:
+        found = [
+            r.run.summary[key] for r in group if r.member.method == method and key in r.run.summary
+        ]
+        found = found or values.get(method, [])
+        cell = form.format(np.mean(found)) if found else "–"
+        if method in values:
+            bounds = scores.interval(values[method])
+            cell += f" ± {form.format((bounds.high - bounds.low) / 2)}"
+        cells.append(cell)
+    everyone = values.keys() >= {result.member.method for result in group}
+    leader = recommendation.leader(values) if everyone else None
+    return cells, frozenset([methods.index(leader)] if leader else [])
+
+
+def _of_baselines(
+    group: Sequence[Result],
+    known: dict[str, list[np.ndarray]],
+    score: tuple[str, str, str, str],
+) -> list[str]:
+    """A cell for PCA and one for the pixels, from `known` or the runs; each seed counts once."""
+    key, _, form, _ = score
+    cells = []
+    for prefix, name in (("pca", "PCA"), ("image", "pixels")):
+        key_there = f"{prefix}/{key.removeprefix('test/').removeprefix('latent/')}"
+        by_seed = {r.member.seed: r.run.summary for r in group if key_there in r.run.summary}
+        found = known.get(name) or [summary[key_there] for summary in by_seed.values()]
+        cells.append(form.format(np.mean(found)) if found else "–")
+    return cells
 
 
 def curves(groups: dict[str, list[Result]]) -> dict[str, dict[str, tuple[float, float, float]]]:

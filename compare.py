@@ -354,11 +354,10 @@ def load_networks(folder: Path, device: torch.device) -> tuple:
     encoder, classifier, head = models.load_encoder(folder), models.load_classifier(folder), None
     if (folder / "head.safetensors").exists():
         try:
-            state = load_file(folder / "head.safetensors")
-            name, last = ("linear", "weight") if "weight" in state else ("mlp", "2.weight")
-            shape = state[last].T.shape if state else (0, 0)
-            head = models.projection_head(name if state else "none", *shape)
-            head.load_state_dict(state)
+            if state := load_file(folder / "head.safetensors"):
+                name, last = ("linear", "weight") if "weight" in state else ("mlp", "2.weight")
+                head = models.projection_head(name, *state[last].T.shape)
+                head.load_state_dict(state)
         except models.LOAD_ERRORS as error:
             raise UserError(f"the head in {folder} cannot be loaded ({error})") from None
     return tuple(network and network.to(device).eval() for network in (encoder, classifier, head))

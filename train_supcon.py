@@ -186,21 +186,26 @@ def main(config: Config) -> dict[str, float]:
         models.save_encoder(session.run_dir, encoder, architecture | about)
         session.say("training the linear classifiers, then measuring and drawing")
         latents = report.encode_splits(encoder, preprocess, images, config.test)
-        projections = latents.projected(network.head)
         classifier, row = probes.linear_classifier(latents, classes, config.balance)
-        _, on_projections = probes.linear_classifier(projections, classes, config.balance)
-        row |= {f"projection/{name.replace('/', '_')}": v for name, v in on_projections.items()}
-        session.log(row)
         models.save_weights(session.run_dir / "classifier.safetensors", classifier)
-        models.save_weights(session.run_dir / "head.safetensors", network.head)
+        projections = None
+        if config.head != "none":  # else the features are what the loss compares
+            projections = latents.projected(network.head)
+            _, found = probes.linear_classifier(projections, classes, config.balance)
+            row |= {f"projection/{name.replace('/', '_')}": v for name, v in found.items()}
+            models.save_weights(session.run_dir / "head.safetensors", network.head)
+        session.log(row)
 
         measured = report.measure(latents, classifier, images)
         metrics = measured.metrics
         if config.test:
-            probed = report.probe_predictions(projections, classes)
-            metrics |= report.latent_metrics(projections, probed, "projection", "projection")
+            further = {}
+            if projections is not None:
+                probed = report.probe_predictions(projections, classes)
+                metrics |= report.latent_metrics(projections, probed, "projection", "projection")
+                further = {"projections": projections.test}
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, measured.predictions, projections=projections.test)
+            report.save_latents(path, latents, measured.predictions, **further)
         session.log(metrics, advance=False)
         pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")

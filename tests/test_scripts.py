@@ -300,9 +300,12 @@ def test_supcon_warns_when_the_loss_sits_at_collapse(tmp_path, monkeypatch, caps
 
 
 def test_supcon_without_labels_learns_and_refuses_a_single_view(tmp_path):
-    words = ["--supervised=False", "--epochs=1"]
+    words = ["--supervised=False", "--epochs=2"]
     metrics = run("supcon", tmp_path / "run", *words)
     assert metrics["train/loss"] < metrics["train/loss_collapse"]
+    # labels choose no epoch: it is the last
+    assert [name for name in metrics if name.startswith("best/")] == ["best/epoch"]
+    assert metrics["best/epoch"] == 2
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match="--cross_entropy_weight needs labels"):
         run("supcon", tmp_path / "one", *words, "--cross_entropy_weight=1")
@@ -312,6 +315,14 @@ def test_supcon_without_labels_learns_and_refuses_a_single_view(tmp_path):
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match=r"--temperature 0\.001 is too low"):
         run("supcon", tmp_path / "one", "--temperature=0.001")
+
+
+def test_supcon_without_a_head_has_one_space(tmp_path):
+    metrics = run("supcon", tmp_path / "run", "--epochs=1", "--head=none", "--views=1")
+    assert not any(name.startswith("projection/") for name in metrics)
+    assert not (tmp_path / "run/head.safetensors").exists()
+    with np.load(tmp_path / "run/latents.npz") as arrays:
+        assert "projections" not in arrays
 
 
 def test_supcon_with_cross_entropy_logs_both_parts_of_its_loss(tmp_path):

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ from common.config import (
 from common.data import augmentation, datasets, layout
 from common.display import accuracies, tables
 from common.errors import UserError
-from common.evaluation import studies
+from common.evaluation import report, studies
 from common.evaluation.studies import Member
 from common.files import made, read_json, read_rows, write, write_json
 from common.run import checkpoints, jobs, runs, runtime, tracking, wandb_backend
@@ -145,7 +145,7 @@ def main(config: Config) -> dict:
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
     groups = {labels: group for labels, group in groups.items() if group}
     *_, largest = groups.values()
-    baselines = {labels: baselines_of(config, group, flags) for labels, group in groups.items()}
+    baselines = baselines_of(config, groups, flags)
 
     # ---------------------------------------------------------------- Comparison
     robust_baselines: dict[str, np.ndarray] = {}
@@ -242,7 +242,6 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     path = out / "study.json"
     if path.exists():
         stored = read_json(path)
-        stored["settings"] = {"views": 2, "head": "mlp"} | stored["settings"]  # new flags
         odd = [name for name in settings if stored["settings"].get(name) != settings[name]]
         if config.labels and stored["settings"].get("labels"):
             odd = [name for name in odd if name != "labels"]  # the file moves with the images
@@ -414,20 +413,23 @@ def train(out: str, member: Member, words: Sequence[str], trained_by: Member | N
 
 
 def baselines_of(
-    config: Config, group: Sequence[studies.Result], flags: dict[str, list[str]]
-) -> dict[str, list[np.ndarray]]:
-    """`studies.baselines_of` the images that the runs of a group have learned from, by seed."""
-    found: dict[str, list[np.ndarray]] = {}
-    by_seed = {result.member.seed: result.member for result in group}
-    for member in by_seed.values():
-        if member.labels == "all" and found:  # the same images for every seed
-            right = {name: first for name, (first, *_) in found.items()}
+    config: Config, groups: dict[str, list[studies.Result]], flags: dict[str, list[str]]
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """`studies.baselines_of` the images that the runs of each group have learned from, by seed."""
+    member = next(iter(groups.values()))[0].member
+    settings = parse(SCRIPTS[member.method].Config, flags[member.name])
+    images = datasets.load(replace(settings, labels_per_class=None), show_progress=False)
+    pca, _ = report.fit_pca(images.pretrain, config.latent_dim)  # whatever the labels
+    found: dict[str, dict[str, list[np.ndarray]]] = {labels: {} for labels in groups}
+    for labels, group in groups.items():
+        seeds = list(dict.fromkeys(result.member.seed for result in group))
+        if labels == "all":  # the same images for every seed
+            right = [studies.baselines_of(images, pca)] * len(seeds)
         else:
-            settings = parse(SCRIPTS[member.method].Config, flags[member.name])
-            images = datasets.load(settings, show_progress=False)
-            right = studies.baselines_of(images, config.latent_dim)
-        for name, values in right.items():
-            found.setdefault(name, []).append(values)
+            drawn = [images.train.few(int(labels), seed) for seed in seeds]
+            right = [studies.baselines_of(replace(images, train=train), pca) for train in drawn]
+        for name in right[0]:
+            found[labels][name] = [of_seed[name] for of_seed in right]
     return found
 
 

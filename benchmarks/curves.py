@@ -28,13 +28,15 @@ OUT = collect_results.ROOT / "docs/images/accuracy-over-time.png"
 def main(folders: list[Path], data: str, out: Path) -> None:
     if folders:
         runs = [run for folder in folders if (run := collect_results.read_run(folder))]
+        runs = [run for run in runs if run["curve"]]  # none before this accuracy was logged
         for name in ("fingerprint", "train_images", "device", "threads"):
             if len(found := {str(run["facts"][name]) for run in runs}) > 1:
                 raise UserError(f"these runs differ in {name}: {', '.join(sorted(found))}")
     else:
         runs = kept_runs(data)
     if not runs:
-        raise UserError(f"no run of {data} with a curve is kept; name run folders")
+        where = "among these folders" if folders else "is kept; name run folders"
+        raise UserError(f"no run of {data} with a curve {where}")
     draw(runs).savefig(image := io.BytesIO(), format="png")
     write(out, image.getvalue())
 

@@ -134,21 +134,15 @@ def robustness(
 
     Beside it, of each image (M,), the share of corruptions under which its class is found.
     """
-    hits: list[dict[str, Tensor]] = [{} for _ in classifiers]  # (M,) by split
+    found = [({}, []) for _ in classifiers]  # accuracies, and hits (M,) on what is corrupted
     for name, split in splits.items():
         latents = report.encode(encoder, nn.Identity(), split)
-        for found, classifier in zip(hits, classifiers, strict=True):
-            found[name] = (probes.predict(classifier, latents) == split.labels).double()
-    return [
-        (
-            {name: right.mean().item() for name, right in found.items()},
-            torch.stack([x for name, x in found.items() if name != "robust_clean"])
-            .mean(0)
-            .cpu()
-            .numpy(),
-        )
-        for found in hits
-    ]
+        for (accuracies, hits), classifier in zip(found, classifiers, strict=True):
+            predictions = probes.predict(classifier, latents)
+            accuracies[name] = probes.accuracy(predictions, split.labels)
+            if name != "robust_clean":
+                hits.append((predictions == split.labels).double())
+    return [(accuracies, torch.stack(hits).mean(0).cpu().numpy()) for accuracies, hits in found]
 
 
 def class_accuracies(spaces: Sequence[Space], labels: Tensor, classes: int) -> np.ndarray:

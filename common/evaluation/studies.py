@@ -166,13 +166,12 @@ def means(results: Sequence[Result], number: Callable[[Any], float | None]) -> d
     return {method: float(np.mean(values)) for method, values in found.items()}
 
 
-def baselines_of(images: Any, dimensions: int) -> dict[str, np.ndarray]:
+def baselines_of(images: Any, pca: Any) -> dict[str, np.ndarray]:
     """Whether a linear probe on what no network has learned is right on each test image, (N,).
 
-    "PCA", of so many dimensions, and "pixels"; the images decide which of them there are.
+    "PCA", unless `pca` is None, as `report.fit_pca` gives it, and "pixels", unless too large.
     """
     found = {}
-    pca, _ = report.fit_pca(images.pretrain, dimensions)
     if pca is not None:
         found["PCA"] = report.pca_latents(pca, images)
     if not report.pixels_too_large(images):
@@ -203,7 +202,7 @@ def table(
     rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
     for labels, group in groups.items():
         rows.append(tables.Row(named(labels)))
-        known = {"linear": baselines[labels], "robust": {}}
+        known = {"linear": baselines[labels]}
         if by_method(group, "robust"):  # they are of this group
             known["robust"] = {name: [values] for name, values in robust_baselines.items()}
         for score in SCORES:

@@ -90,7 +90,7 @@ def curves_picture(rows: Sequence[Mapping[str, float]], metrics: Mapping[str, fl
         plots.Curve("loss", ("train/loss",), loss_lines),
         plots.Curve("reconstruction MSE", ("val/mse",), pca_mse, logarithmic=True),
         plots.Curve("terms of the loss", ("train/cross_entropy", "train/probability_mae")),
-        plots.Curve("kNN accuracy", ("val/knn_accuracy",), percent=True),
+        plots.Curve("kNN accuracy", ("val/knn_accuracy", "val/knn_cosine_accuracy"), percent=True),
         plots.Curve("learning rate", ("train/learning_rate",)),
         plots.Curve("classifier loss", ("train/classifier_loss", "val/classifier_loss")),
         plots.Curve("accuracy", ("train/accuracy", "val/accuracy"), pca_accuracy, percent=True),

@@ -56,7 +56,7 @@ class Config:
     batch_size: PositiveInt = 256  # images encoded at a time
     skip_unreadable: bool = False  # leave out images that cannot be read
     export: FileFormat | None = None  # write the network itself, without any images
-    # its images: 0 to 255, or floats in [0,1]
+    # input of the exported network: uint8 0 to 255, or float32 in [0,1]
     export_input: Annotated[InputType, arg(aliases=["--onnx_input"])] = "uint8"
 
 
@@ -94,8 +94,9 @@ def main(config: Config) -> dict[str, float]:
         torch.inference_mode(),
     ):
         for images in batches(pixels, config.batch_size):  # uint8 (B,C,S,S)
-            images = torch.from_numpy(datasets.resize(images, description["image_size"]))
-            latents, logits = network(images.to(device))  # (B,D), (B,K)
+            if is_torchvision:
+                images = datasets.resize(images, description["image_size"])
+            latents, logits = network(torch.from_numpy(images).to(device))  # (B,D), (B,K)
             probabilities = logits.softmax(dim=1)
             confidences, predictions = probabilities.max(dim=1)
             row = (latents, predictions, confidences, probabilities)
@@ -183,7 +184,11 @@ def list_images(given: Sequence[str]) -> dict[str, int]:
     files: dict[str, int] = {}
     for name in given:
         if os.path.isdir(name):
-            below = {path: length for path, length, _ in decoding.files_below(name)}
+            left_out: list[str] = []
+            below = {path: length for path, length, _ in decoding.files_below(name, left_out)}
+            if left_out:
+                kinds = "thumbnails, masks, previews or hidden images are left out"
+                console.say(f"{name}: {len(left_out)} {kinds}: {layout.some(left_out)}")
             if not below:
                 raise UserError(f"there are no files in {name}; fill it or leave it out")
             files |= below

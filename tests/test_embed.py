@@ -233,6 +233,27 @@ def test_images_of_torchvision_go_the_way_they_went_in_training(tmp_path, datase
     assert np.allclose(latents[3], expected[0], atol=1e-5)
 
 
+def test_a_folder_of_28_pixels_gets_no_border_as_in_training(tmp_path):
+    encoder = make_run(tmp_path / "run", "folder", image_size=28)
+    image = noise(0, 1, 28, 28)
+    save(tmp_path / "images/a.png", image)
+    run_embed(tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(image[None]))
+    assert np.allclose(np.load(tmp_path / "out.npz")["latents"], expected, atol=1e-5)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, capsys):
+    make_run(tmp_path / "run")
+    for name in ("a.png", "masks/a.png", "previews/b.png"):
+        save(tmp_path / "images" / name, noise(0, 1, 16, 16))
+    assert run_embed(tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz") == {
+        **{"images": 1, "skipped": 0},
+        "images_per_second": pytest.approx(0, abs=1e9),
+    }
+    assert "images: 2 thumbnails, masks, previews" in capsys.readouterr().out
+
+
 def test_gray_images_are_fine_for_a_run_on_colors_and_gray_ones_stored_as_rgb_for_gray(tmp_path):
     gray = save(tmp_path / "gray.png", noise(0, 1, 16, 16))
     as_rgb = save(tmp_path / "rgb.png", np.repeat(noise(0, 1, 16, 16), 3, axis=0))

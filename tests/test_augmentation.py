@@ -285,7 +285,16 @@ def test_each_image_is_mirrored_in_every_other_epoch():
     assert torch.equal(flips[0], flips[2]) and torch.equal(flips[1], flips[3])
     assert torch.equal(flips[0], ~flips[1])
     assert within_binomial(flips[0].float().mean(), 0.5, 1000)
-    assert not torch.equal(flips[0], Random(torch.arange(1000), 0, 0, view=1).bits())
+
+
+def test_two_views_of_an_image_are_mirrored_independently():
+    """So that each image meets its mirror image as a positive, as in SimCLR and SupCon."""
+    equal = []
+    for epoch in range(40):
+        first, second = (Random(torch.arange(100), 0, epoch, view).bits() for view in (0, 1))
+        equal.append(first == second)
+    assert within_binomial(torch.stack(equal).float().mean(), 0.5, 4000)
+    assert (torch.stack(equal).float().mean(0) - 0.5).abs().max() < 4 * 0.5 / math.sqrt(40)
 
 
 def test_strength_zero_changes_nothing():

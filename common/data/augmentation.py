@@ -60,7 +60,8 @@ def draw(kind: Kind, random: Random, image_size: int, flip: bool, color: bool) -
     SupCon do (Chen et al. 2020; Khosla et al. 2020); grayscale images get a milder crop (a digit
     that fills its image keeps nine tenths of its ink), rotation and translation as above.
     `flip` mirrors each image in every other epoch, a random half of them in the first (Jordan
-    2024), with any kind but "none"; False where it changes the label, as with digits and letters.
+    2024), further views at random, with any kind but "none"; False where it changes the label, as
+    with digits and letters.
     `color` says that images have 3 channels.
     """
     if kind not in get_args(Kind):
@@ -133,12 +134,13 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
     images = images.clone() if images.dtype == torch.float32 else to_float(images)
     if drawn.offsets is not None:
         images = pad_and_crop(images, drawn.offsets, drawn.padding, drawn.reflect)
-    if drawn.angles is not None:
-        images = affine(images, drawn.angles, drawn.shifts, drawn.boxes)
-    elif drawn.boxes is not None:
+    if drawn.boxes is not None and drawn.angles is None:
         images = resized_crop(images, drawn.boxes, drawn.flips)
-    if drawn.flips is not None and (drawn.boxes is None or drawn.angles is not None):
-        images = horizontal_flip(images, drawn.flips)
+    else:
+        if drawn.angles is not None:
+            images = affine(images, drawn.angles, drawn.shifts, drawn.boxes)
+        if drawn.flips is not None:
+            images = horizontal_flip(images, drawn.flips)
     if drawn.centers is not None:
         images = cutout(images, drawn.centers, drawn.cutout_size, drawn.fill)
     if drawn.jitters is not None:

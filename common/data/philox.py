@@ -41,19 +41,26 @@ class Random:
         return low + (high - low) * _unit(words.flatten(1)[:, :count])
 
     def bits(self) -> Tensor:
-        """A random bit of each image and view, bool (B,), that changes with every epoch."""
-        return (_unit(self._at_once()[:, AT_ONCE, 0]) < 0.5) ^ (self.epoch % 2 == 1)
+        """A random bit of each image, bool (B,).
+
+        In the first view it changes with every epoch; in the others it is drawn anew, so that all
+        pairs of bits of two views occur.
+        """
+        bits = _unit(self._at_once()[:, AT_ONCE, 0]) < 0.5
+        return bits ^ (self.epoch % 2 == 1) if self.view == 0 else bits
 
     def _at_once(self) -> Tensor:
-        """The first AT_ONCE blocks, and one that is the same in every epoch; int64 (B,blocks,4).
+        """The first AT_ONCE blocks, and the one of `bits`; int64 (B,blocks,4).
 
+        In the first view the latter is the same in every epoch.
         They are drawn together, since a GPU takes as long for a few numbers as for many.
         """
         if self._first is None:
             numbers = torch.arange(AT_ONCE + 1, device=self.images.device)
             is_last = numbers == AT_ONCE
-            epochs = torch.where(is_last, WORD, self.epoch)
-            self._first = self._draw(torch.where(is_last, 0, numbers), epochs)
+            number, epoch = (0, WORD) if self.view == 0 else (WORD, self.epoch)
+            epochs = torch.where(is_last, epoch, self.epoch)
+            self._first = self._draw(torch.where(is_last, number, numbers), epochs)
         return self._first
 
     def _draw(self, numbers: Tensor, epoch: Tensor) -> Tensor:

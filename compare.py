@@ -14,7 +14,6 @@ of them, and a click on one shows its nearest neighbors in every space.
     python compare.py runs/ae-mnist runs/joint-mnist runs/supcon-mnist --out comparison
 """
 
-import io
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,8 +54,8 @@ class Config:
     labels: str | None = None  # folder: their CSV file; None: where the first run found it
     # Evaluation
     map_images: Points = 2000  # test images in the maps
-    robust_images: PositiveInt = 5000  # test images that are corrupted
-    label_draws: Draws = 3  # random choices of the few labels
+    robust_images: PositiveInt = 5000  # test images for noise and shift
+    label_draws: Draws = 3  # how often the few labels are drawn
     # Run
     project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
     tags: str = ""  # of W&B, separated by commas
@@ -257,14 +256,14 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())
     write(out / "table.csv", tables.as_csv(columns).encode())
-    figures["sheet"][0].savefig(image := io.BytesIO(), format="png")
-    write(out / "sheet.png", image.getvalue())
+    sheet_png = plots.saved(figures["sheet"][0])
+    write(out / "sheet.png", sheet_png)
     text = page.build(
         f"{len(own)} latent spaces of {data_name}",
         facts,
         warnings,
         rows,
-        image.getvalue(),
+        sheet_png,
         maps,
         mapped.images(slice(None)).cpu().numpy(),
         map_indices.cpu().numpy(),

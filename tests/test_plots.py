@@ -14,7 +14,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
 
-from common.display import plots
+from common.display import plots, sheet
 from common.display.plots import Curve, Embedding
 
 LONG = "n02085620-Chihuahua_long_haired"
@@ -393,6 +393,14 @@ def test_the_look_is_ours_whatever_the_user_has_set_and_the_user_keeps_it():
         assert dict.items(matplotlib.rcParams) == dict.items(before)
         for kind, figure in figures.items():
             np.testing.assert_array_equal(render(figure), plain[kind], err_msg=kind)
+
+
+def test_files_and_sheets_are_the_same_whatever_the_user_has_set_for_saving():
+    figures = list(every_figure(["cat", "dog"]).values())[:2]
+    plain = [plots.saved(figure) for figure in (*figures, sheet.stack(figures))]
+    theirs = {"savefig.dpi": 300, "savefig.bbox": "tight", "image.origin": "lower"}
+    with matplotlib.rc_context({**theirs, "savefig.transparent": True, "savefig.pad_inches": 1}):
+        assert [plots.saved(figure) for figure in (*figures, sheet.stack(figures))] == plain
 
 
 def test_pyplot_is_never_loaded_and_nothing_is_printed():

@@ -61,6 +61,12 @@ def test_a_name_says_method_data_set_and_what_differs():
     assert (labels["group"], labels["job_type"]) == ("mnist", "supcon")
 
 
+def test_a_folder_of_images_is_named():
+    labels = labels_of("--dataset=folder", "--data_dir=photos/pets/")
+    assert labels["name"] == "supcon pets" and labels["group"] == "pets"
+    assert labels["tags"] == ["supcon", "pets", "resnet18"]
+
+
 def test_tags_are_those_of_the_run_and_of_the_user_each_once():
     assert labels_of("--tags= a,b, ,digits")["tags"] == ["supcon", "digits", "resnet18", "a", "b"]
     long = labels_of(f"--tags={'x' * 100}")["tags"]

@@ -431,18 +431,25 @@ def test_a_table_has_the_types_that_wandb_finds_in_all_its_cells():
     assert table._column_types.to_json() == checked._column_types.to_json()
 
 
-@pytest.mark.parametrize("resumed", [True, False])
-def test_a_step_that_died_with_the_run_is_sent_again(tmp_path, monkeypatch, resumed):
-    """W&B's server has the rows up to step 20; it kept the row of step 30 back when it was killed.
+@pytest.mark.parametrize(
+    ("offline", "starting_step", "expected"),
+    [(False, 21, [30]), (False, 0, [10, 20, 30]), (True, 0, [])],
+)
+def test_a_resumed_run_sends_the_rows_that_the_server_lacks(
+    tmp_path, offline, starting_step, expected
+):
+    """Killed, a run takes its last step with it; begun offline, the server has none at all.
 
-    Offline nothing is resumed: all is in the files of the first part.
+    Offline, all is in the files of the first part.
     """
     sent = []
     run = SimpleNamespace(
-        resumed=resumed, starting_step=21, log=lambda row, step: sent.append((step, row))
+        offline=offline,
+        starting_step=starting_step,
+        log=lambda row, step: sent.append((step, row)),
     )
     rows = [{"step": s, "epoch": s / 10, "train/loss": 1 / s} for s in (10, 20, 30)]
     lines = [(json.dumps(row) + "\n").encode() for row in rows]
     tracker = tracking.Tracker(tmp_path, run, 3, 30, contextlib.ExitStack())
     tracker._send_again(lines)
-    assert sent == ([(30, {"epoch": 3.0, "train/loss": 1 / 30})] if resumed else [])
+    assert sent == [(s, {"epoch": s / 10, "train/loss": 1 / s}) for s in expected]

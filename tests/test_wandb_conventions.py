@@ -35,6 +35,20 @@ def test_the_environment_counts_where_no_flag_is_given(monkeypatch):
     tracker.stop(0)
 
 
+def test_a_resumed_run_stays_in_its_project_and_its_team(monkeypatch):
+    for name, value in {"PROJECT": "mine", "ENTITY": "team"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    tracker, run = started()
+    tracker.stop(0)
+    for name, value in {"PROJECT": "other", "ENTITY": "others"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    tracker = open_run("run", mode="offline", keep_rows=0)
+    import wandb
+
+    assert (wandb.run.project, wandb.run.entity, wandb.run.id) == ("mine", "team", run.id)
+    tracker.stop(0)
+
+
 def test_a_flag_goes_before_the_environment(monkeypatch):
     for name in ("PROJECT", "RUN_GROUP", "TAGS"):
         monkeypatch.setenv(f"WANDB_{name}", "other")

@@ -1,9 +1,11 @@
 """Figures of a run: reconstructions, interpolation, t-SNE maps, confusion matrix, curves.
 
-Arrays in, figure out, without pyplot; nothing is logged, shown or saved here.
+Arrays in, figure out, without pyplot; nothing is logged, shown or written here.
 """
 
+import contextlib
 import functools
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +41,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs) -> Figure:
-        plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
-        with matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())}):
+        with _our_style():
             figure = draw(*args, **kwargs)
             if figure.get_layout_engine():
                 figure.draw_without_rendering()  # also creates the ticks while the style is set
@@ -48,6 +49,18 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         return figure
 
     return wrapper
+
+
+def saved(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file of this kind, with `DPI`, whatever the user's rcParams are."""
+    with _our_style():
+        figure.savefig(file := io.BytesIO(), format=kind)
+    return file.getvalue()
+
+
+def _our_style() -> contextlib.AbstractContextManager:
+    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k}
+    return matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())})
 
 
 @dataclass(frozen=True)

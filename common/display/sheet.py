@@ -3,7 +3,6 @@
 Numbers in, figure out, in the style of `plots`.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 
@@ -139,6 +138,7 @@ def lines(panels: Mapping[tuple[str, str], Mapping[str, Line]], baselines: Seque
     return figure
 
 
+@plots.styled
 def stack(figures: Sequence[Figure]) -> Figure:
     """Figures stacked vertically pixel by pixel, centered."""
     pictures = [_pixels(figure) for figure in figures]
@@ -156,7 +156,5 @@ def stack(figures: Sequence[Figure]) -> Figure:
 
 def _pixels(figure: Figure) -> ndarray:
     """The rendered figure, uint8 (H,W,4)."""
-    file = io.BytesIO()
-    figure.savefig(file, format="rgba")
     width, height = figure.canvas.get_width_height()
-    return np.frombuffer(file.getvalue(), np.uint8).reshape(height, width, 4)
+    return np.frombuffer(plots.saved(figure, "rgba"), np.uint8).reshape(height, width, 4)

@@ -78,16 +78,24 @@ def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]
         for name, value in settings.items()
         if name not in NOT_IN_A_NAME and value != defaults[name]
     ]
-    name = f"{method} {settings['dataset']}" + (": " if changed else "") + " ".join(changed)
+    data = data_name(settings)
+    name = f"{method} {data}" + (": " if changed else "") + " ".join(changed)
     if len(name) > LONGEST_NAME:
         name = name[: LONGEST_NAME - 1] + "…"
-    tags = [method, settings["dataset"], settings["encoder"], *own_tags(settings["tags"])]
+    tags = [method, *own_tags(data), settings["encoder"], *own_tags(settings["tags"])]
     return {
         "name": name,
-        "group": settings["group"] or settings["dataset"],
+        "group": settings["group"] or data[:LONGEST_NAME],
         "job_type": method,
         "tags": list(dict.fromkeys(tags)),
     }
+
+
+def data_name(settings: Mapping[str, Any]) -> str:
+    """The name of the data set, or of the folder that holds the images."""
+    if settings["dataset"] != "folder":
+        return settings["dataset"]
+    return Path(settings["data_dir"]).resolve().name or "folder"
 
 
 def own_tags(text: str) -> list[str]:

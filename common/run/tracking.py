@@ -5,7 +5,6 @@ training goes on. Only a sweep insists on W&B, since a run that it cannot see is
 """
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -80,10 +79,13 @@ def open_tracker(
         words = dict(labels)
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
             words |= {"project": project or PROJECT, "id": config["facts"]["wandb_id"]}
+            words |= config.get("wandb", {})  # a resumed run stays where it began
         words |= {"resume": None if keep_rows is None else "allow", "dir": str(run_dir)}
         run, problems = wandb_backend.start(mode, settings, facts, words)
         for problem in problems:
             say(problem)
+        if run is not None:
+            config["wandb"] = {"project": run.project, "entity": run.entity or None}
         if len(rows) < (keep_rows or 0):  # the power failed
             say(f"{path} has only {len(rows)} of the {keep_rows} rows that the checkpoint knows of")
         write(path, b"".join(rows))
@@ -147,7 +149,7 @@ class Tracker:
         """Send those rows of metrics.jsonl that W&B's server lacks: it holds back the last step
         until the next one, and a run that is killed takes that with it.
         """
-        if getattr(self._run, "resumed", False):  # there is a server, which has the others
+        if self._run is not None and not self._run.offline:  # a server, which has the others
             for row in map(json.loads, lines):
                 if (step := row.pop("step")) >= self._run.starting_step:
                     self._try(lambda run, row=row, step=step: run.log(row, step=step))
@@ -162,9 +164,10 @@ class Tracker:
 
     def figure(self, name: str, figure: Any, caption: str, step: int) -> None:
         """Save a Matplotlib figure as figures/NAME.png, atomically, and show it in W&B."""
+        from ..display import plots  # with Matplotlib, which whoever has a figure has loaded
+
         path = self._run_dir / "figures" / f"{name}.png"
-        figure.savefig(file := io.BytesIO(), format="png")
-        write(path, file.getvalue())
+        write(path, plots.saved(figure))
         self._send(step, lambda w: {f"figures/{name}": w.Image(str(path), caption=caption)})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence], step: int) -> None:
@@ -211,16 +214,20 @@ class Tracker:
     def artifact(
         self, name: str, kind: str, files: Sequence[Path], metadata: Mapping, aliases: Sequence[str]
     ) -> None:
-        """Send files to W&B, uncopied: they may not change until the run is finished or synced."""
+        """Send files to W&B as NAME-ID of the run, so that its aliases are those of this run.
+
+        They are not copied, and may not change until the run is finished or synced.
+        """
         if self._run is not None:
             import wandb
 
-            valid_name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128]
+            valid_name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:100]
             # its JSON has no infinity and no NaN
             finite = {k: v if math.isfinite(v) else str(v) for k, v in metadata.items()}
 
             def send(run: Any) -> None:
-                artifact = wandb.Artifact(valid_name, type=kind, metadata=finite)
+                name = f"{valid_name}-{run.id}"[:128]
+                artifact = wandb.Artifact(name, type=kind, metadata=finite)
                 for file in files:  # by default W&B copies each to its staging folder and its cache
                     artifact.add_file(str(file), policy="immutable", skip_cache=True)
                 run.log_artifact(artifact, aliases=list(aliases))

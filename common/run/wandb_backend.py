@@ -159,7 +159,9 @@ def _own_mode(service: str | None) -> str:
 def _own_words(known: Any, settings: Mapping, words: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `wandb.init` that W&B's own settings replace, where no flag is given."""
     own = {"name": known.run_name, "job_type": known.run_job_type}
-    own |= {"project": known.project, "group": known.run_group}
+    own |= {"group": known.run_group}
+    if "entity" not in words:  # else both are those that a resumed run began with
+        own["project"] = known.project
     own = {k: v for k, v in own.items() if v and k in words and not settings.get(k)}
     if known.run_tags and not settings.get("tags"):
         own["tags"] = list(dict.fromkeys([*words["tags"], *known.run_tags]))

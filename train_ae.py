@@ -59,7 +59,7 @@ class Config(TrainingConfig):
     learning_rate: PositiveFloat = 2e-3  # peak; muon: 0.2
     adamw_learning_rate: PositiveFloat = 0.005  # peak rate of the AdamW beside muon
     schedule: optimizers.Schedule = "cosine"  # how the rate falls from its peak to 0
-    weight_decay: NonNegativeFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4  # adamw: of all weights; muon: of those beside it
     warmup_epochs: NonNegativeFloat = 1  # linear rise before the cosine; fractions are fine
     max_gradient_norm: PositiveFloat = 1.0  # longer gradients are clipped to this length
     # Classifier on the frozen encoder
@@ -202,7 +202,6 @@ def main(config: Config) -> dict[str, float]:
                 session.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
             path = session.run_dir / "latents.npz"
             report.save_latents(path, latents, measured.predictions)
-        session.log(metrics, advance=False)
         split = images.test if config.test else images.validation
         decoded = pictures.autoencoder_pictures(network, preprocess, split, images.class_names)
         pictures.publish(session, images, latents, measured.probabilities, metrics, decoded)

@@ -18,6 +18,7 @@ import common  # isort: skip  # noqa: F401  (before torch, which reads how threa
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
 from common import models, optimizers
 from common.config import (
@@ -123,14 +124,8 @@ def main(config: Config) -> dict[str, float]:
                 values = compute(batch, labels, Random(indices, config.seed, epoch))
 
                 if step == 0:  # how strongly each part of the loss pulls at the start
-                    norms, trained = {}, [p for p in network.parameters() if p.requires_grad]
-                    for name in ("cross_entropy", "probability_mae"):
-                        gradients = torch.autograd.grad(values[name], trained, retain_graph=True)
-                        gradients = session.accelerator.reduce(gradients, "mean")
-                        norm = torch.nn.utils.get_total_norm(gradients)
-                        norms[f"train/{name}_gradient_norm"] = norm
-                    session.tracker.log(norms, 0, 0)
-
+                    terms = {name: values[name] for name in ("cross_entropy", "probability_mae")}
+                    session.tracker.log(gradient_norms(terms, network, session.accelerator), 0, 0)
                 session.accelerator.backward(values["loss"])
                 norm = session.accelerator.clip_grad_norm_(
                     network.parameters(), config.max_gradient_norm
@@ -172,10 +167,21 @@ def main(config: Config) -> dict[str, float]:
             metrics |= report.pca_latent_metrics(images, config.latent_dim)
             path = session.run_dir / "latents.npz"
             report.save_latents(path, latents, measured.predictions)
-        session.log(metrics, advance=False)
         pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)
+
+
+def gradient_norms(
+    terms: dict[str, torch.Tensor], network: torch.nn.Module, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """The length of the gradient of each term () of a loss, mean over processes, for the log."""
+    trained, norms = [p for p in network.parameters() if p.requires_grad], {}
+    for name, term in terms.items():
+        gradients = torch.autograd.grad(term, trained, retain_graph=True)
+        gradients = accelerator.reduce(gradients, "mean")
+        norms[f"train/{name}_gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+    return norms
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ natural images want a narrow network (--width 16) there, and a GPU for the usual
     wandb sweep sweeps/supcon.yaml
 """
 
+import math
 from dataclasses import dataclass
 
 import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
@@ -148,6 +149,7 @@ def main(config: Config) -> dict[str, float]:
             total = loss + config.cross_entropy_weight * cross_entropy
             return {"loss": total, "contrastive": loss, "cross_entropy": cross_entropy}
 
+        is_checked = not session.constants
         for epoch in session.epochs():  # starts where the checkpoint ended
             network.train()
             for step, indices, batch in session.batches():  # (B,), (B,C,S,S) uint8
@@ -172,9 +174,12 @@ def main(config: Config) -> dict[str, float]:
                 # without labels none may choose the epoch either, so the last one is kept
                 chosen_by = "val/knn_cosine_accuracy" if config.supervised else ""
                 session.log_epoch(row, maximize=chosen_by)
-            if session.constants and epoch == 0 and session.loss > 0.99 * collapse + 0.01 * floor:
-                advice = "a lower --learning_rate, more --warmup_epochs or a higher --temperature"
-                session.say(f"warning: all embeddings are nearly equal; try {advice}")
+            if not is_checked and math.isfinite(session.loss):  # there is a first row
+                is_checked = True
+                if session.loss > 0.99 * collapse + 0.01 * floor:
+                    advice = "a lower --learning_rate, more --warmup_epochs or a higher "
+                    advice += "--temperature"
+                    session.say(f"warning: all embeddings are nearly equal; try {advice}")
         if not session.is_main:
             return {}
 
@@ -191,22 +196,24 @@ def main(config: Config) -> dict[str, float]:
         projections = None
         if config.head != "none":  # else the features are what the loss compares
             projections = latents.projected(network.head)
-            _, found = probes.linear_classifier(projections, classes, config.balance)
+            of_head, found = probes.linear_classifier(projections, classes, config.balance)
             row |= {f"projection/{name.replace('/', '_')}": v for name, v in found.items()}
             models.save_weights(session.run_dir / "head.safetensors", network.head)
         session.log(row)
 
-        measured = report.measure(latents, classifier, images)
+        # with --balance they are others than the linear probes of all scripts
+        probe = None if config.balance else classifier
+        measured = report.measure(latents, classifier, images, probe)
         metrics = measured.metrics
         if config.test:
             further = {}
             if projections is not None:
-                probed = report.probe_predictions(projections, classes)
+                probe = None if config.balance else of_head
+                probed = report.probe_predictions(projections, classes, probe)
                 metrics |= report.latent_metrics(projections, probed, "projection", "projection")
                 further = {"projections": projections.test}
             path = session.run_dir / "latents.npz"
             report.save_latents(path, latents, measured.predictions, **further)
-        session.log(metrics, advance=False)
         pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)

@@ -89,8 +89,9 @@ class Muon(torch.optim.AdamW):
 
         M ← μ M + G,   W ← W · √r / ‖W‖,   W ← W − rate · orthogonal(G + μ M),
 
-    r being the smaller side, the squared length of an orthogonal matrix. So the rate is the
-    relative change of a step, which is sound where batch norm follows, and needs no weight decay.
+    r being the smaller side, the squared length of an orthogonal matrix (airbench takes C_out,
+    which is the same where a matrix is wider than high). So the rate is the relative change of a
+    step, which is sound where batch norm follows, and needs no weight decay.
     torch.optim.Muon takes no filters, does not rescale, and computes in bfloat16, which is slow on
     most CPUs.
     """

@@ -39,6 +39,16 @@ def test_the_linear_probe_equals_scikit_learns_at_its_strength(latents):
     )
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_many_logits_are_computed_in_blocks_with_the_same_result(latents, monkeypatch, balance):
+    whole, whole_row = probes.linear_classifier(latents, 3, balance)
+    monkeypatch.setattr(probes, "BLOCK", 64)
+    monkeypatch.setattr(probes, "LARGEST_LOGITS", 1)
+    blocks, row = probes.linear_classifier(latents, 3, balance)
+    assert torch.allclose(blocks.weight, whole.weight, atol=1e-2)
+    assert row == pytest.approx(whole_row, abs=1e-3)
+
+
 def test_a_rotation_of_the_space_changes_nothing_for_the_linear_probe():
     """So PCA with all dimensions is as accurate as the pixels, however few the labels are."""
     generator = torch.Generator().manual_seed(0)

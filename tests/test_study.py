@@ -68,7 +68,7 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
         "highest accuracy with 2 labels per class",
         "retrieval of similar images",
         "robust to noise and shift",
-        "reconstruction and generation",
+        "reconstruction",
         "cheapest within 1 point of the best accuracy",
         "one seed",
     ]

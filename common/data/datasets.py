@@ -63,7 +63,10 @@ class Split:
         return len(self.rows)
 
     def images(self, positions: Tensor | slice) -> Tensor:
-        """The images at `positions` of this split, uint8 (B,C,S,S), on the labels' device."""
+        """The images at `positions` of this split, uint8 (B,C,S,S), on the labels' device.
+
+        After a `change` they are what it makes of them, such as floats in [0,1].
+        """
         if isinstance(positions, Tensor):
             positions = positions.to(self.rows.device)
         images = self.source[self.rows[positions]].to(self.labels.device, non_blocking=True)
@@ -82,7 +85,7 @@ class Split:
         return zip(positions, images, strict=True)
 
     def blocks(self) -> Iterator[Tensor]:
-        """All images in order, uint8 (B,C,S,S), in blocks of `images_at_once`."""
+        """All images in order, as `images` gives them, in blocks of `images_at_once`."""
         count = images_at_once(self.source.shape[-1])
         for start in range(0, len(self), count):
             yield self.images(slice(start, start + count))
@@ -118,6 +121,8 @@ class Split:
         return dataclasses.replace(self._at(chosen), per_epoch=len(self))
 
     def _at(self, chosen: Tensor) -> "Split":
+        if self.change is not None:  # it may depend on the positions
+            raise ValueError("choose the images first, then what changes them")
         rows, labels = (a[chosen.to(a.device)] for a in (self.rows, self.labels))
         return Split(self.source, rows, labels)
 

@@ -45,7 +45,7 @@ class Pixels(nn.Module):
     """Images (B,C,S,S), uint8 or floats in [0,1], to their pixels in [0,1], (B,C·S·S)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images / 255 if images.dtype == torch.uint8 else images).flatten(1)
+        return report.flattened(images)
 
 
 class PCAEncoder(nn.Module):

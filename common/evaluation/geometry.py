@@ -36,8 +36,8 @@ def silhouette(latents: Tensor, labels: Tensor) -> samples.Estimate:
     if len(classes) < 2:
         return samples.Estimate(float("nan"), 0.0, len(labels), len(labels))
     latents = (latents - latents.mean(0)).float()  # centered, for smaller rounding errors
-    members = F.one_hot(labels).float()  # (N,K)
-    counts = members.sum(0)  # (K,)
+    counts = labels.bincount()  # (K,)
+    members = latents.new_zeros(len(labels), len(classes)).scatter_(1, labels[:, None], 1)  # (N,K)
     scores = []
     for rows in samples.blocks(chosen, len(latents), BLOCK):
         own = labels[rows, None]  # (B,1)
@@ -64,8 +64,8 @@ def class_separation(latents: Tensor, labels: Tensor) -> float:
         return float("nan")
     latents = latents.double()
     latents = latents - latents.mean(0)
-    members = F.one_hot(labels).double()  # (N,K)
-    means = members.T @ latents / members.sum(0)[:, None]  # (K,D)
+    sums = latents.new_zeros(len(classes), latents.shape[1]).index_add_(0, labels, latents)
+    means = sums / labels.bincount()[:, None]  # (K,D)
     within = (latents - means[labels]).square().sum()
     return (means[labels].square().sum() / within).item()
 
@@ -78,10 +78,9 @@ def alignment(latents: Tensor, labels: Tensor) -> float:
     the center of the sphere. NaN where no class has two images.
     """
     unit = F.normalize(latents.double(), dim=1)
-    members = F.one_hot(labels).double()  # (N,K)
-    counts = members.sum(0)  # (K,)
-    squares = members.T @ unit.square().sum(1)  # (K,)
-    sums = members.T @ unit  # (K,D)
+    counts = labels.bincount()  # (K,)
+    squares = unit.new_zeros(len(counts)).index_add_(0, labels, unit.square().sum(1))
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add_(0, labels, unit)  # (K,D)
     pairs = (counts * (counts - 1)).sum()
     return ((2 * counts * squares - 2 * sums.square().sum(1)).sum() / pairs).item()
 
@@ -163,17 +162,18 @@ def fit_pca(blocks: Callable[[], Iterable[Tensor]], dimensions: int) -> PCA:
     for block in blocks():
         count, total = count + len(block), total + block.sum(0, dtype=torch.float64)
     mean = (total / count).float()
-    covariance = 0.0
+    covariance = mean.new_zeros(len(mean), len(mean))
     for block in blocks():
         centered = block - mean
-        covariance = covariance + centered.T @ centered
+        covariance.addmm_(centered.T, centered)
+    covariance /= count
     if len(mean) <= EXACT_PCA:
-        _, directions = torch.linalg.eigh(covariance / count)  # ascending
+        _, directions = torch.linalg.eigh(covariance)  # ascending
         directions = directions.flip(1)
     else:  # eigh would take minutes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            directions, _, _ = torch.svd_lowrank(covariance / count, q=dimensions + 32, niter=6)
+            directions, _, _ = torch.svd_lowrank(covariance, q=dimensions + 32, niter=6)
     return PCA(mean, directions[:, :dimensions].T.contiguous())
 
 

@@ -48,7 +48,7 @@ def latent_pictures(
     Images and seed are the same in every run, so that runs can be compared.
     """
     figure = plots.confusion(split.labels.cpu().numpy(), predictions.cpu().numpy(), class_names)
-    yield "confusion_matrix", figure, "The classifier on the frozen encoder, held-out images"
+    yield "confusion_matrix", figure, "The classifier's predictions, held-out images"
 
     most = report.LARGEST_PIXEL_SPACE // (4 * split.source[0].numel())
     part = split.sample(min(tsne_images, most))
@@ -85,7 +85,7 @@ def curves_picture(rows: Sequence[Mapping[str, float]], metrics: Mapping[str, fl
         return {label: last[name] for label, name in names.items() if name in last}
 
     loss_lines = lines(floor="train/loss_floor", collapse="train/loss_collapse")
-    pca_mse, pca_accuracy = lines(PCA="val/pca_mse"), lines(PCA="pca/accuracy")
+    pca_mse, pca_accuracy = lines(PCA="val/pca_mse"), lines(**{"PCA, test": "pca/accuracy"})
     panels = (
         plots.Curve("loss", ("train/loss",), loss_lines),
         plots.Curve("reconstruction MSE", ("val/mse",), pca_mse, logarithmic=True),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 BLOCK = 1024  # latents at a time
+LARGEST_LOGITS = 2**24  # numbers at a time while the linear probe is fitted, 64 MiB
 FEWEST_STEPS = 200  # of the MLP, by default; fewer leave batch norm's running statistics behind
 STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # of the linear probe's L2 penalty
 CURVATURE = 0.1  # of the cross-entropy where classes are unsure, p (1 - p), roughly
@@ -65,7 +66,7 @@ class LinearProbe:
 
     def predict(self, latents: Tensor) -> Tensor:
         """Predicted labels int64 (N,) of latents (N,D)."""
-        return self.layer()(latents).argmax(1)
+        return predict(self.layer(), latents)
 
     def layer(self) -> nn.Linear:
         """The same classifier as one linear layer, with mean and scale folded in."""
@@ -106,40 +107,58 @@ def fit_linear(latents: Latents, classes: int, balance: bool = False) -> LinearP
         )
     spread = (std / scale).square()  # (D,), of the dimensions to be fitted; their sum is 1
     centered = (latents.train - mean) / scale
-    weight, bias = centered.new_zeros(classes, len(spread)), centered.new_zeros(classes, 1)
+    weight, bias = centered.new_zeros(classes, len(spread)), centered.new_zeros(classes)
     best = None
     for strength in STRENGTHS:
         # the curvature is about CURVATURE·spread + strength: in these units it is 1 everywhere
         unit = (CURVATURE * spread + strength).rsqrt()
-        inputs = (centered * unit).T  # (D,N)
-        variables = [(weight / unit).requires_grad_(), bias.clone().requires_grad_()]
-        solver = torch.optim.LBFGS(
-            variables,
-            max_iter=100,
-            tolerance_grad=1e-5,
-            tolerance_change=1e-7,
-            line_search_fn="strong_wolfe",
+        weight, bias = _minimize(
+            (centered * unit).T, latents.train_labels, even, strength * unit**2, weight / unit, bias
         )
-
-        def objective(solver=solver, strength=strength, unit=unit, inputs=inputs) -> Tensor:
-            solver.zero_grad()
-            weight, bias = solver.param_groups[0]["params"]
-            # softmax over the K classes is several times slower where they are the last dimension
-            logits = torch.addmm(bias, weight, inputs)[None]  # (1,K,N)
-            loss = F.cross_entropy(logits, latents.train_labels[None], even)
-            loss = loss + strength / 2 * (weight * unit).square().sum()
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            solver.step(objective)
-        weight, bias = variables[0].detach() * unit, variables[1].detach()
-        probe = LinearProbe(weight, bias[:, 0], mean, scale, strength, 0)
+        weight = weight * unit
+        probe = LinearProbe(weight, bias, mean, scale, strength, 0)
         predictions = probe.predict(latents.validation)
         val_accuracy = accuracy(predictions, latents.validation_labels, even_val)
         if best is None or val_accuracy > best.accuracy:
             best = replace(probe, accuracy=val_accuracy)
     return best
+
+
+@torch.enable_grad()
+def _minimize(
+    inputs: Tensor, labels: Tensor, even: Tensor | None, penalty: Tensor, weight: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The weight (K,D) and bias (K,) of least cross-entropy + penalty/2 · W², from those given.
+
+    `inputs` are float (D,N), `labels` int64 (N,), `even` weights (K,) of the classes or None,
+    `penalty` is float (D,).
+    """
+    weight, bias = weight.clone().requires_grad_(), bias[:, None].clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=100,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-7,
+        line_search_fn="strong_wolfe",
+    )
+    total = len(labels) if even is None else even[labels].sum()
+    columns = max(BLOCK, LARGEST_LOGITS // len(weight))
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        value = (penalty * weight.square()).sum() / 2
+        value.backward()
+        for block, true in zip(inputs.split(columns, 1), labels.split(columns), strict=True):
+            # softmax over the K classes is several times slower where they are the last dimension
+            logits = torch.addmm(bias, weight, block)[None]  # (1,K,B)
+            loss = F.cross_entropy(logits, true[None], even, reduction="sum") / total
+            loss.backward()
+            value = value + loss
+        return value.detach()
+
+    solver.step(objective)
+    return weight.detach(), bias.detach()[:, 0]
 
 
 def label_efficiency(
@@ -185,9 +204,10 @@ def linear_classifier(
         ("train", latents.train, latents.train_labels),
         ("val", latents.validation, latents.validation_labels),
     ):
-        logits = layer(inputs)
-        row[f"{name}/classifier_loss"] = F.cross_entropy(logits, labels).item()
-        row[f"{name}/accuracy"] = accuracy(logits.argmax(1), labels)
+        blocks = zip(inputs.split(BLOCK), labels.split(BLOCK), strict=True)
+        losses = [F.cross_entropy(layer(x), true, reduction="sum").item() for x, true in blocks]
+        row[f"{name}/classifier_loss"] = sum(losses) / len(labels)
+        row[f"{name}/accuracy"] = accuracy(predict(layer, inputs), labels)
     return layer, row
 
 

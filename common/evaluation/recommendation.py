@@ -1,8 +1,8 @@
-"""Which method serves which need, by how much, and whether that can be told.
+"""Which method serves which need, by how much, and whether there is a clear winner.
 
 A need is a score, higher is better. A method is recommended where its score exceeds that of every
 other method by more than the uncertainty of the difference: the 95 % interval of
-`scores.difference` excludes 0. Else it cannot be told between the best and all methods whose
+`scores.difference` excludes 0. Else there is no clear winner among the best and all methods whose
 interval includes 0. Baselines without training that the best method does not exceed in the same way
 are named.
 """
@@ -49,7 +49,7 @@ def leads_of_the_best(values: Values) -> dict[str, scores.Interval]:
 
 
 def leader(values: Values) -> str | None:
-    """The method whose lead over each other one can be told; None if there is none, or one only."""
+    """The method that is clearly above each other one; None if there is none, or one only."""
     leads = leads_of_the_best(values).values()
     return (
         next(iter(mean_scores(values))) if leads and all(x.excludes_zero for x in leads) else None
@@ -57,8 +57,8 @@ def leader(values: Values) -> str | None:
 
 
 def recommend(need: Need) -> str:
-    """One sentence: the best method and its lead, or between which it cannot be told; then the
-    baselines that exceed it, and those that it cannot be told to exceed.
+    """One sentence: the best method and its lead, or those without a clear winner; then the
+    baselines that exceed it, and those that it does not clearly exceed.
     """
     return _of_methods(need) + _of_baselines(need)
 
@@ -75,8 +75,8 @@ def _of_baselines(need: Need) -> str:
         text += f"{needs} no network"
     if reached := [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]:
         needs = "needs" if len(reached) == 1 else "need"
-        text += f"; it cannot be told that {best} is above "
-        text += f"{' and '.join(named[name] for name in reached)}, which {needs} no network"
+        text += f"; {best} is not clearly above "
+        text += f"{' or '.join(named[name] for name in reached)}, which {needs} no network"
     return text
 
 
@@ -93,7 +93,7 @@ def _of_methods(need: Need) -> str:
     last = undecided[-1]
     lead = _points(leads[undecided[0]])
     return (
-        text + f"cannot be told between {named} and {last} ({means[last]:.1%}); "
+        text + f"no clear winner between {named} and {last} ({means[last]:.1%}); "
         f"{best} is {lead} above {undecided[0]}"
     )
 
@@ -115,7 +115,7 @@ def cheapest(accuracy: Need, seconds: Mapping[str, float]) -> str:
     title = f"cheapest within {100 * CLOSE:.0f} point of the best accuracy: "
     if len(names) == 1:
         return title + names[0]
-    return title + f"cannot be told between {', '.join(names[:-1])} and {names[-1]}"
+    return title + f"no clear winner between {', '.join(names[:-1])} and {names[-1]}"
 
 
 def reconstruction(errors: Mapping[str, float], pca: float | None, augmented: bool) -> str:
@@ -123,7 +123,7 @@ def reconstruction(errors: Mapping[str, float], pca: float | None, augmented: bo
 
     `augmented`: they learned from random views, where PCA learned from the images as they are.
     """
-    title = "reconstruction and generation: "
+    title = "reconstruction: "
     if not errors:
         return title + "none of these methods has a decoder; train an autoencoder"
     best = min(errors, key=errors.get)

@@ -54,7 +54,12 @@ def encode(encoder: nn.Module, preprocess: nn.Module, split) -> Tensor:
 def pixels(split) -> Iterator[Tensor]:
     """The images of a split flattened, float32 (B,C·S·S) in [0,1] at a time."""
     for images in split.blocks():
-        yield images.flatten(1) / 255
+        yield flattened(images)
+
+
+def flattened(images: Tensor) -> Tensor:
+    """Images (B,C,S,S), uint8 or floats in [0,1], as pixels float32 (B,C·S·S) in [0,1]."""
+    return (images / 255 if images.dtype == torch.uint8 else images).flatten(1)
 
 
 def encode_splits(
@@ -148,18 +153,22 @@ def pca_latents(pca: geometry.PCA, data, views: Iterable = ()) -> probes.Latents
     return probes.Latents(*pairs, views=tuple(encode(view) for view in views))
 
 
-def probe_predictions(latents: probes.Latents, classes: int) -> dict[str, Tensor]:
+def probe_predictions(
+    latents: probes.Latents, classes: int, probe: nn.Module | None = None
+) -> dict[str, Tensor]:
     """What simple classifiers of all training latents predict on test, int64 (N,) each.
 
     linear (the linear probe), knn and knn_cosine (5 nearest neighbors in Euclidean distance and by
     cosine similarity), class_mean (the nearest class mean by cosine similarity). Of very many test
     images only those of a sample are asked for their neighbors, the others have `NOT_ASKED`.
+    `probe` is the linear probe as a layer, where it is fitted already.
     """
+    probe = probe or probes.fit_linear(latents, classes).layer()
     known, labels, test = latents.train, latents.train_labels, latents.test
     rows = samples.stratified(latents.test_labels)
     euclidean, cosine = neighbors.predict_both(known, labels, test[rows])
     return {
-        "linear": probes.fit_linear(latents, classes).predict(test),
+        "linear": probes.predict(probe, test),
         "knn": at_rows(rows, euclidean, latents.test_labels),
         "knn_cosine": at_rows(rows, cosine, latents.test_labels),
         "class_mean": scores.nearest_class_mean(known, labels, test),
@@ -271,11 +280,14 @@ class Measured:
     predictions: dict[str, Tensor]
 
 
-def measure(latents: probes.Latents, classifier: nn.Module, images) -> Measured:
+def measure(
+    latents: probes.Latents, classifier: nn.Module, images, probe: nn.Module | None = None
+) -> Measured:
     """Final metrics of a classifier and the latents it reads, on all splits of a data set.
 
     val/accuracy; unless the test images stay unseen also those of `scores.classification` and
     `scores.calibration_error` as test/…, those of `latent_metrics` and those of `image_metrics`.
+    `probe` as in `probe_predictions`.
     """
     probabilities = probes.probabilities(classifier, latents.validation)
     accuracy = probes.accuracy(probabilities.argmax(1), latents.validation_labels)
@@ -287,7 +299,7 @@ def measure(latents: probes.Latents, classifier: nn.Module, images) -> Measured:
     found = scores.classification(latents.test_labels, predictions["predictions"])
     found["calibration_error"] = scores.calibration_error(latents.test_labels, probabilities)
     metrics |= {f"test/{name}": value for name, value in found.items()}
-    probed = probe_predictions(latents, len(images.class_names))
+    probed = probe_predictions(latents, len(images.class_names), probe)
     metrics |= latent_metrics(latents, probed, "test", "latent") | image_metrics(images)
     predictions |= {f"{name}_predictions": found for name, found in probed.items()}
     return Measured(metrics, probabilities, predictions)

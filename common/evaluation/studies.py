@@ -195,8 +195,8 @@ def table(
     """A section for each number of labels: score ± half of its 95 % interval, by method.
 
     PCA and pixels stand beside them, from the summaries of the runs and, for the linear probe,
-    from `baselines` and `robust_baselines`. The best method is marked only where its lead over the
-    second can be told.
+    from `baselines` and `robust_baselines`. The best method is marked only where it is clearly
+    above all others.
     """
     methods = list(dict.fromkeys(r.member.method for group in groups.values() for r in group))
     rows = [tables.Row("on the test images", (*methods, "PCA", "pixels"))]
@@ -222,7 +222,7 @@ def table(
 def _of_methods(
     group: Sequence[Result], methods: Sequence[str], score: tuple[str, str, str, str]
 ) -> tuple[list[str], frozenset[int]]:
-    """A cell for each method, and the index of the one whose lead can be told."""
+    """A cell for each method, and the index of the one that is clearly above all others."""
     key, _, form, name = score
     values, cells = by_method(group, name), []
     for method in methods:

@@ -34,7 +34,7 @@ class Session:
         accelerator, device, is_main: Accelerate's object, its device, whether this process writes.
         measuring_device: where evaluations take place; `device`, but for Apple's GPU.
         run_dir: the run's folder. finished: it is done already, and `summary` its final metrics.
-        epoch, step: those that are done. best: of the chosen epoch, its number and its value.
+        epoch, step: those that are done. best: of the chosen epoch, its number and its row.
         constants: values that stand beside the means in every row of the training.
         share: slice of each global batch that belongs to this process.
         steps_per_epoch, total_epochs: of the training, known once it is prepared.
@@ -282,8 +282,7 @@ class Session:
         )
         name, sign = (minimize, -1) if minimize else (maximize, 1)
         if name not in self.best or sign * row[name] > sign * self.best[name]:
-            self.best = {name: row[name]} if name else {}
-            self.best["epoch"] = self.epoch + 1
+            self.best = {**row, "epoch": self.epoch + 1}
             weights = checkpoints.snapshot(self._network.state_dict())
             self._writer.start(checkpoints.save_best, self.run_dir / "checkpoints", weights)
             self.tracker.best(self.best)
@@ -326,9 +325,9 @@ class Session:
         network.requires_grad_(False).eval()
         self._to_measure((network, *others))
 
-    def log(self, row: Mapping[str, float], advance: bool = True) -> None:
-        """Log a row after the training, one step and one epoch on unless `advance` is False."""
-        self.step, self.epoch = self.step + advance, self.epoch + advance
+    def log(self, row: Mapping[str, float]) -> None:
+        """Log a row after the training, one step and one epoch on."""
+        self.step, self.epoch = self.step + 1, self.epoch + 1
         self.tracker.log(row, self.step, self.epoch)
 
     def rows(self) -> list[dict[str, float]]:
@@ -336,15 +335,21 @@ class Session:
         return read_rows(self.run_dir / "metrics.jsonl")
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Send the networks to W&B, write summary.json, end the run; return the summary.
+        """Log the final metrics, send the networks to W&B, write summary.json, end the run.
 
-        It holds the last value of each metric, then `metrics`, then the best epoch as best/NAME.
+        Returns the summary: the last value of each metric, but those of validation are of the
+        network that is kept, that of the best epoch, which is also told as best/NAME.
         """
+        # the curves of validation end with the last epoch
+        final = {name: value for name, value in metrics.items() if not name.startswith("val/")}
+        if final:
+            self.tracker.log(final, self.step, self.epoch)
         files = [self.run_dir / "encoder.json", *sorted(self.run_dir.glob("*.safetensors"))]
-        name = f"{self.method}-{self.config.dataset}"
+        name = f"{self.method}-{runs.data_name(asdict(self.config))}"
         self.tracker.artifact(name, "model", files, metrics, ["best"])
         summary = {k: v for row in self.rows() for k, v in row.items() if "/" in k}
-        summary |= {**metrics, **{f"best/{name}": value for name, value in self.best.items()}}
+        best = {f"best/{name}": value for name, value in self.best.items()}
+        summary |= {k: v for k, v in self.best.items() if "/" in k} | {**metrics, **best}
         for line in ("", *self.tracker.finish(summary)):
             self.say(line)
         return summary

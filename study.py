@@ -1,4 +1,4 @@
-"""Which way of learning a latent space serves these images best, and how many labels does it need?
+"""Which way of learning a latent space serves these images best, with how many labels?
 
 Trains an autoencoder, a joint classifier, supervised contrastive learning and SimCLR on one
 footing: the same encoder, optimizer, augmentation, order of images and time; then compares what
@@ -6,7 +6,7 @@ their latents are good for, with intervals, and recommends. Every run is a run f
 other, and its command stands in OUT/study.json.
 
 The time (--minutes) is that of training, in equal shares; what a run's epochs take is measured
-first. Encoders that learn without labels are trained once, whatever the numbers of labels.
+first. Encoders that learn without labels are trained once per seed, whatever the numbers of labels.
 Measuring the latents comes on top. The same command again goes on where the study was stopped. What
 to expect on 2 CPU cores: digits in two minutes.
 
@@ -80,7 +80,7 @@ class Config:
     labels_per_class: tuple[str, ...] = ("all",)  # such as 10 100 all: a run for each
     seeds: PositiveInt = 3  # runs of each method, with seeds 0, 1, ...
     # The same for all
-    minutes: PositiveFloat | None = None  # of all trainings together; None: see --epochs
+    minutes: PositiveFloat | None = None  # of all trainings together; give this or --epochs
     epochs: PositiveInt | None = None  # of each run, in place of --minutes
     encoder: EncoderName = "airbench"  # the network in front of the latents
     width: PositiveInt = 32  # its base channels; airbench with 32 has 128 features
@@ -88,7 +88,7 @@ class Config:
     augment: augmentation.Kind = "contrastive"  # random views; SimCLR needs strong ones
     views: Views = 2  # of supcon: random views of each image; simclr always has 2
     head: models.HeadName = "mlp"  # of supcon: from features to embeddings; simclr always has mlp
-    flip: bool | None = None  # also mirror them; None: where the data set's labels allow it
+    flip: bool | None = None  # also mirror them; None: if its labels allow it, never a folder
     batch_size: BatchSize = 256  # images per step; all of them where they are fewer
     optimizer: OptimizerName = "muon"  # its rate does not depend on the size of the loss
     learning_rate: PositiveFloat = 0.2  # peak rate

@@ -88,7 +88,7 @@ class TrainingConfig:
     blocks: Blocks = 0  # residual blocks per stage of cnn and airbench (and of the decoder)
     # Evaluation
     evaluate_every: PositiveInt | None = None  # epochs; None: 1, or 20 to 40 times without --epochs
-    knn_images: PositiveInt = 5000  # training images that serve as references of the neighbors
+    knn_images: PositiveInt = 5000  # training images among which kNN on validation searches
     tsne_images: PositiveInt = 2000  # test images in the t-SNE picture
     test: bool = True  # evaluate on the test images at the end; False in sweeps
     # Run
@@ -97,7 +97,7 @@ class TrainingConfig:
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     compile: bool = False  # torch.compile the training step; the first steps take longer
     log_every: PositiveInt = 50  # steps between two rows of train/loss
-    run_dir: Place | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME
+    run_dir: Place | None = None  # where everything goes; None: runs/METHOD-DATASET-TIME-XXXX
     resume: Place | None = None  # resume the run in this folder, or start there
     project: str | None = None  # of W&B; None: what W&B is set to, else latent-spaces
     group: str | None = None  # of W&B; None: what W&B is set to, else the data set

@@ -87,7 +87,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     refuse_if_none(chosen, left_out)
     settings, fingerprint = chosen[0].settings, chosen[0].facts["fingerprint"]
     place, size = Path(config.data_dir or settings["data_dir"]), settings["image_size"]
-    data_name = place.resolve().name if settings["dataset"] == "folder" else settings["dataset"]
+    data_name = runs.data_name({**settings, "data_dir": place})
     more = {"white": settings.get("white"), "labels": config.labels or settings.get("labels")}
     skip = settings["skip_unreadable"]
     arrays = datasets.read(settings["dataset"], place, size, skip, **more)
@@ -275,13 +275,13 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     write(out / "index.html", text.encode())
 
     # ---------------------------------------------------------------- W&B
-    tags = [METHOD, settings["dataset"], *runs.own_tags(config.tags)]
-    title = f"compare {settings['dataset']}: {', '.join(own)}"[: runs.LONGEST_NAME]
+    tags = [METHOD, *runs.own_tags(data_name), *runs.own_tags(config.tags)]
+    title = f"compare {data_name}: {', '.join(own)}"[: runs.LONGEST_NAME]
     with tracking.open_tracker(
         out,
         settings=asdict(config),
         facts={**runtime.facts(accelerator), "fingerprint": fingerprint, "warnings": warnings},
-        labels={"name": title, "group": settings["dataset"], "job_type": METHOD, "tags": tags},
+        labels={"name": title, "group": data_name, "job_type": METHOD, "tags": tags},
         mode=config.tracking,
         project=config.project,
         keep_rows=None,
@@ -300,7 +300,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
                 _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
                 tracker.table(key, head, cells, step=0)
         for name, (figure, caption) in figures.items():
-            tracker.figure(name, figure, caption, step=0)
+            tracker.figure(name, plots.saved(figure), caption, step=0)
         summary = {
             f"{name}/{key}": x
             for name, f in results["spaces"].items()

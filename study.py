@@ -49,7 +49,7 @@ from common.config import (
     parse,
 )
 from common.data import augmentation, datasets, layout
-from common.display import accuracies, tables
+from common.display import accuracies, plots, tables
 from common.errors import UserError
 from common.evaluation import report, studies
 from common.evaluation.studies import Member
@@ -183,7 +183,8 @@ def main(config: Config) -> dict:
     write(folder / "study.md", markdown.encode())
 
     # ---------------------------------------------------------------- W&B
-    labels = {"name": f"study {config.dataset}: {', '.join(config.methods)}", "job_type": METHOD}
+    title = f"study {runs.data_name(asdict(config))}: {', '.join(config.methods)}"
+    labels = {"name": title[: runs.LONGEST_NAME], "job_type": METHOD}
     labels |= {"group": group_of(config), "tags": [METHOD, *runs.own_tags(config.tags)]}
     with tracking.open_tracker(
         folder,
@@ -200,7 +201,7 @@ def main(config: Config) -> dict:
         header, *others = [[row.text, *row.cells] for row in rows if row.cells]
         tracker.table("tables/study", header, others, step=0)
         for name, figure in figures.items():
-            tracker.figure(name, figure, name.replace("_", " "), step=0)
+            tracker.figure(name, plots.saved(figure), name.replace("_", " "), step=0)
         found = studies.by_method(largest, "linear")
         end = tracker.finish({f"{m}/linear_accuracy": np.mean(v) for m, v in found.items()})
     end += [f"page:         {compared}/index.html", f"study:        {folder}/study.md"]

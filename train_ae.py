@@ -191,6 +191,8 @@ def main(config: Config) -> dict[str, float]:
 
         measured = report.measure(latents, classifier, images)
         metrics = measured.metrics
+        kept = (classifier, latents.validation, latents.validation_labels)
+        metrics["val/classifier_loss"] = probes.cross_entropy(*kept)
         if config.test:
             metrics |= report.autoencoder_errors(network, preprocess, images.test, "test")
             if pca:  # with the same classifier on its codes

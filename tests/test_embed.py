@@ -247,10 +247,8 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, capsys):
     make_run(tmp_path / "run")
     for name in ("a.png", "masks/a.png", "previews/b.png"):
         save(tmp_path / "images" / name, noise(0, 1, 16, 16))
-    assert run_embed(tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz") == {
-        **{"images": 1, "skipped": 0},
-        "images_per_second": pytest.approx(0, abs=1e9),
-    }
+    found = run_embed(tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
+    assert (found["images"], found["skipped"]) == (1, 0)
     assert "images: 2 thumbnails, masks, previews" in capsys.readouterr().out
 
 

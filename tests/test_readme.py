@@ -251,10 +251,15 @@ def place(tmp_path_factory):
         patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
         patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *words: True)
         patch.chdir(here)
-        train("ae-digits-20260101-120000", "train_ae.py")
+        train("ae-digits-20260101-120000-3fa2", "train_ae.py")
         for method in ("ae", "joint", "supcon"):
             cnn = ("--encoder", "cnn") if method == "supcon" else ()
-            train(f"{method}-mnist-20260101-120000", f"train_{method}.py", "--dataset mnist", *cnn)
+            train(
+                f"{method}-mnist-20260101-120000-3fa2",
+                f"train_{method}.py",
+                "--dataset mnist",
+                *cnn,
+            )
         for seed in (0, 1):
             train(f"joint-cifar-seed{seed}", "train_joint.py", f"--dataset cifar10 --seed {seed}")
         train("supcon-cifar", "train_supcon.py", "--dataset cifar10 --encoder cnn")

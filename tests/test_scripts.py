@@ -311,6 +311,7 @@ def test_supcon_without_labels_learns_and_refuses_a_single_view(tmp_path):
     metrics = run("supcon", tmp_path / "run", *words)
     assert metrics["train/loss"] < metrics["train/loss_collapse"]
     # labels choose no epoch: it is the last
+    assert [name for name in metrics if name.startswith("best/")] == ["best/epoch"]
     assert metrics["best/epoch"] == 2
     sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match="--cross_entropy_weight needs labels"):

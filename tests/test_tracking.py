@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from common import console
+from common.display import plots
 from common.errors import UserError
 from common.files import lock
 from common.run import runs, tracking, wandb_backend
@@ -55,10 +56,10 @@ def read_rows(run_dir):
     return [json.loads(line) for line in Path(run_dir, "metrics.jsonl").read_text().splitlines()]
 
 
-def small_figure():
+def small_picture() -> bytes:
     figure = matplotlib.figure.Figure(figsize=(1, 1), dpi=50)
     figure.subplots().plot([0, 1])
-    return figure
+    return plots.saved(figure)
 
 
 # --- the folder ---------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_a_run_without_wandb_is_whole():
     assert (first["step"], first["epoch"], str(first["train/bad"])) == (3, 0, "nan")
     assert second == {"step": 3, "epoch": 1, "val/accuracy": 0.25, "count": 7}
     assert tracker.rows == 2
-    tracker.figure("curves", small_figure(), "a caption", step=3)
+    tracker.figure("curves", small_picture(), "a caption", step=3)
     assert Path("run/figures/curves.png").read_bytes()[:4] == b"\x89PNG"
     tracker.table("test/wrong", ["image"], [[np.zeros((3, 4, 4), np.uint8)]], step=3)
     tracker.confusion([0, 1], [1, 1], ["a", "b"], step=3)
@@ -191,7 +192,7 @@ def test_null_tracker_offers_all_that_tracker_does():
     assert methods(tracking.NullTracker) == methods(tracking.Tracker)
     tracker = open_run("run", is_main=False)
     tracker.log({"x": 1}, step=1, epoch=0)
-    tracker.figure("a", None, "", step=0)
+    tracker.figure("a", b"", "", step=0)
     assert tracker.finish({}) == [] and tracker.rows == 0 and not Path("run").exists()
 
 
@@ -280,7 +281,7 @@ def test_offline_run_without_login(capfd, monkeypatch):
     assert wandb.run.offline and wandb.run.config["learning_rate"] == 1e-3
     (folder,) = Path("run/wandb").glob("offline-run-*")
     tracker.log({"train/loss": 1.0, "val/accuracy": 0.5}, step=1, epoch=0)
-    tracker.figure("curves", small_figure(), "a caption", step=1)
+    tracker.figure("curves", small_picture(), "a caption", step=1)
     images = [np.full((channels, 4, 5), 9, np.uint8) for channels in (1, 3)]
     shown = [tracking._cell(image).image for image in images]
     assert [(image.mode, image.size) for image in shown] == [("L", (5, 4)), ("RGB", (5, 4))]
@@ -432,20 +433,23 @@ def test_a_table_has_the_types_that_wandb_finds_in_all_its_cells():
 
 
 @pytest.mark.parametrize(
-    ("offline", "starting_step", "expected"),
-    [(False, 21, [30]), (False, 0, [10, 20, 30]), (True, 0, [])],
+    ("offline", "parts", "starting_step", "expected"),
+    [
+        (False, 2, 21, [30]),  # killed, it took its last step with it
+        (False, 2, 0, [10, 20, 30]),  # begun offline
+        (True, 2, 0, []),  # all is in the files of the first part
+        (True, 1, 0, [10, 20, 30]),  # there is none: W&B was disabled, or the training is another's
+    ],
 )
-def test_a_resumed_run_sends_the_rows_that_the_server_lacks(
-    tmp_path, offline, starting_step, expected
+def test_a_resumed_run_sends_the_rows_that_wandb_lacks(
+    tmp_path, offline, parts, starting_step, expected
 ):
-    """Killed, a run takes its last step with it; begun offline, the server has none at all.
-
-    Offline, all is in the files of the first part.
-    """
     sent = []
+    for part in range(parts):
+        (tmp_path / f"wandb/offline-run-2026010{part}_000000-abc/files").mkdir(parents=True)
     run = SimpleNamespace(
-        offline=offline,
-        starting_step=starting_step,
+        **{"offline": offline, "starting_step": starting_step, "id": "abc"},
+        dir=str(tmp_path / "wandb/offline-run-20260100_000000-abc/files"),
         log=lambda row, step: sent.append((step, row)),
     )
     rows = [{"step": s, "epoch": s / 10, "train/loss": 1 / s} for s in (10, 20, 30)]

@@ -133,7 +133,8 @@ def test_a_sweep_compares_numbers_as_numbers(recorded, used, same):
     assert wandb_backend.is_same(recorded, used) == same
 
 
-def test_numbers_that_are_none_stop_nothing(capfd):
+def test_numbers_that_are_none_and_odd_ids_stop_nothing(capfd, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "über a+b")  # W&B takes it for a run, not for an artifact
     tracker = open_run("run", mode="offline")
     found = {"a/x": math.inf, "a/y": -math.inf, "a/z": math.nan, "a/n": 1.5}
     tracker.log(found, step=1, epoch=1)

@@ -123,4 +123,4 @@ def publish(
     count = session.config.tsne_images
     pictures = latent_pictures(split, shown, predictions, names, count, metrics)
     for name, figure, caption in (*further, *pictures, curves_picture(session.rows(), metrics)):
-        tracker.figure(name, figure, caption, step)
+        tracker.figure(name, plots.saved(figure), caption, step)

@@ -204,9 +204,7 @@ def linear_classifier(
         ("train", latents.train, latents.train_labels),
         ("val", latents.validation, latents.validation_labels),
     ):
-        blocks = zip(inputs.split(BLOCK), labels.split(BLOCK), strict=True)
-        losses = [F.cross_entropy(layer(x), true, reduction="sum").item() for x, true in blocks]
-        row[f"{name}/classifier_loss"] = sum(losses) / len(labels)
+        row[f"{name}/classifier_loss"] = cross_entropy(layer, inputs, labels)
         row[f"{name}/accuracy"] = accuracy(predict(layer, inputs), labels)
     return layer, row
 
@@ -300,6 +298,14 @@ def train_classifier(
 def predict(classifier: nn.Module, latents: Tensor) -> Tensor:
     """Predicted labels int64 (N,) of latents (N,D); the classifier in eval mode."""
     return torch.cat([classifier(block).argmax(1) for block in latents.split(BLOCK)])
+
+
+@torch.no_grad()
+def cross_entropy(classifier: nn.Module, latents: Tensor, labels: Tensor) -> float:
+    """The mean cross-entropy of a classifier in eval mode, of latents (N,D) and labels (N,)."""
+    blocks = zip(latents.split(BLOCK), labels.split(BLOCK), strict=True)
+    losses = [F.cross_entropy(classifier(x), true, reduction="sum").item() for x, true in blocks]
+    return sum(losses) / len(labels)
 
 
 @torch.no_grad()

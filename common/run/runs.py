@@ -85,7 +85,7 @@ def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]
     tags = [method, *own_tags(data), settings["encoder"], *own_tags(settings["tags"])]
     return {
         "name": name,
-        "group": settings["group"] or data[:LONGEST_NAME],
+        "group": settings["group"] or data,
         "job_type": method,
         "tags": list(dict.fromkeys(tags)),
     }
@@ -95,7 +95,7 @@ def data_name(settings: Mapping[str, Any]) -> str:
     """The name of the data set, or of the folder that holds the images."""
     if settings["dataset"] != "folder":
         return settings["dataset"]
-    return Path(settings["data_dir"]).resolve().name or "folder"
+    return Path(settings["data_dir"]).resolve().name[:LONGEST_NAME] or "folder"
 
 
 def own_tags(text: str) -> list[str]:

@@ -34,7 +34,7 @@ class Session:
         accelerator, device, is_main: Accelerate's object, its device, whether this process writes.
         measuring_device: where evaluations take place; `device`, but for Apple's GPU.
         run_dir: the run's folder. finished: it is done already, and `summary` its final metrics.
-        epoch, step: those that are done. best: of the chosen epoch, its number and its row.
+        epoch, step: those that are done. best: of the chosen epoch, its number and its value.
         constants: values that stand beside the means in every row of the training.
         share: slice of each global batch that belongs to this process.
         steps_per_epoch, total_epochs: of the training, known once it is prepared.
@@ -282,7 +282,8 @@ class Session:
         )
         name, sign = (minimize, -1) if minimize else (maximize, 1)
         if name not in self.best or sign * row[name] > sign * self.best[name]:
-            self.best = {**row, "epoch": self.epoch + 1}
+            self.best = {name: row[name]} if name else {}
+            self.best["epoch"] = self.epoch + 1
             weights = checkpoints.snapshot(self._network.state_dict())
             self._writer.start(checkpoints.save_best, self.run_dir / "checkpoints", weights)
             self.tracker.best(self.best)
@@ -338,7 +339,7 @@ class Session:
         """Log the final metrics, send the networks to W&B, write summary.json, end the run.
 
         Returns the summary: the last value of each metric, but those of validation are of the
-        network that is kept, that of the best epoch, which is also told as best/NAME.
+        network that is kept, that of the best epoch; then that epoch as best/NAME.
         """
         # the curves of validation end with the last epoch
         final = {name: value for name, value in metrics.items() if not name.startswith("val/")}
@@ -347,9 +348,11 @@ class Session:
         files = [self.run_dir / "encoder.json", *sorted(self.run_dir.glob("*.safetensors"))]
         name = f"{self.method}-{runs.data_name(asdict(self.config))}"
         self.tracker.artifact(name, "model", files, metrics, ["best"])
-        summary = {k: v for row in self.rows() for k, v in row.items() if "/" in k}
-        best = {f"best/{name}": value for name, value in self.best.items()}
-        summary |= {k: v for k, v in self.best.items() if "/" in k} | {**metrics, **best}
+        rows = self.rows()
+        kept = [row for row in rows if row["epoch"] == self.best["epoch"]]
+        summary = {k: v for row in rows for k, v in row.items() if "/" in k}
+        summary |= {k: v for row in kept for k, v in row.items() if k.startswith("val/")}
+        summary |= {**metrics, **{f"best/{name}": value for name, value in self.best.items()}}
         for line in ("", *self.tracker.finish(summary)):
             self.say(line)
         return summary

@@ -5,6 +5,7 @@ training goes on. Only a sweep insists on W&B, since a run that it cannot see is
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -146,13 +147,20 @@ class Tracker:
             self.stop(error.code if is_stop else 1, reason)
 
     def _send_again(self, lines: Sequence[bytes]) -> None:
-        """Send those rows of metrics.jsonl that W&B's server lacks: it holds back the last step
-        until the next one, and a run that is killed takes that with it.
+        """Send those rows of metrics.jsonl that W&B lacks.
+
+        A server holds back the last step until the next one, and a run that is killed takes that
+        with it; of a run that began offline it has none. Offline, an earlier part has them all.
         """
-        if self._run is not None and not self._run.offline:  # a server, which has the others
-            for row in map(json.loads, lines):
-                if (step := row.pop("step")) >= self._run.starting_step:
-                    self._try(lambda run, row=row, step=step: run.log(row, step=step))
+        if not lines or self._run is None or (self._run.offline and self._has_earlier_part()):
+            return
+        for row in map(json.loads, lines):
+            if (step := row.pop("step")) >= self._run.starting_step:
+                self._try(lambda run, row=row, step=step: run.log(row, step=step))
+
+    def _has_earlier_part(self) -> bool:
+        place = Path(self._run.dir).parents[1]
+        return len(list(place.glob(f"*run-*-{glob.escape(self._run.id)}"))) > 1
 
     def log(self, row: Mapping[str, float], step: int, epoch: int) -> None:
         """Append one row: Python or NumPy numbers or one-element tensors, NaN included."""
@@ -162,12 +170,10 @@ class Tracker:
         append(self._run_dir / "metrics.jsonl", line.encode())
         self.rows += 1
 
-    def figure(self, name: str, figure: Any, caption: str, step: int) -> None:
-        """Save a Matplotlib figure as figures/NAME.png, atomically, and show it in W&B."""
-        from ..display import plots  # with Matplotlib, which whoever has a figure has loaded
-
+    def figure(self, name: str, png: bytes, caption: str, step: int) -> None:
+        """Write a picture to figures/NAME.png, atomically, and show it in W&B."""
         path = self._run_dir / "figures" / f"{name}.png"
-        write(path, plots.saved(figure))
+        write(path, png)
         self._send(step, lambda w: {f"figures/{name}": w.Image(str(path), caption=caption)})
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence], step: int) -> None:
@@ -221,13 +227,12 @@ class Tracker:
         if self._run is not None:
             import wandb
 
-            valid_name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:100]
             # its JSON has no infinity and no NaN
             finite = {k: v if math.isfinite(v) else str(v) for k, v in metadata.items()}
 
             def send(run: Any) -> None:
-                name = f"{valid_name}-{run.id}"[:128]
-                artifact = wandb.Artifact(name, type=kind, metadata=finite)
+                valid = re.sub(r"[^\w.-]+", "-", f"{name[:60]}-{run.id}", flags=re.ASCII)[:128]
+                artifact = wandb.Artifact(valid, type=kind, metadata=finite)
                 for file in files:  # by default W&B copies each to its staging folder and its cache
                     artifact.add_file(str(file), policy="immutable", skip_cache=True)
                 run.log_artifact(artifact, aliases=list(aliases))
@@ -299,7 +304,7 @@ class NullTracker:
 
     def __exit__(self, kind, error, trace) -> None: ...
     def log(self, row, step, epoch) -> None: ...
-    def figure(self, name, figure, caption, step) -> None: ...
+    def figure(self, name, png, caption, step) -> None: ...
     def table(self, key, columns, rows, step) -> None: ...
     def confusion(self, labels, predictions, class_names, step) -> None: ...
     def artifact(self, name, kind, files, metadata, aliases) -> None: ...

@@ -15,6 +15,8 @@ to expect on 2 CPU cores: digits in two minutes.
     python study.py --dataset cifar10 --epochs 8
 """
 
+import contextlib
+import io
 import math
 import os
 import shlex
@@ -356,12 +358,17 @@ def speeds(
             words += ["--knn_images", "10", "--tsne_images", "10", "--tracking", "disabled"]
             words += ["--test", "False"]
             calls = {member.name: (folder, member, words, None) for member in members}
-            logs = Path(folder) / "logs"
-            for name, error in called(train, calls, config.jobs, logs):
-                if error:
-                    if config.jobs > 1:
-                        console.say((logs / f"{name}.log").read_text(encoding="utf-8"))
-                    raise UserError(f"{method} does not train: {error}")
+            logs, spoken = Path(folder) / method, io.StringIO()
+            with (  # what is said of so few images misleads
+                contextlib.redirect_stdout(spoken),
+                contextlib.redirect_stderr(spoken),
+                layout.said_once(),
+            ):
+                errors = [e for _, e in called(train, calls, config.jobs, logs) if e]
+            if errors:
+                for text in (spoken.getvalue(), *(log.read_text() for log in logs.glob("*.log"))):
+                    console.say(text)
+                raise UserError(f"{method} does not train: {errors[0]}")
             key = "time/images_per_second"
             rows = [read_rows(Path(folder) / "runs" / name / "metrics.jsonl") for name in names]
             last = [[row[key] for row in each if key in row][-1] for each in rows]

@@ -63,11 +63,11 @@ def say(lines: Iterable[str]) -> None:
 def said_once() -> Iterator[None]:
     """Inside, a line about a data set is said the first time only, however many runs load it."""
     global _said
-    _said = set()
+    before, _said = _said, set()
     try:
         yield
     finally:
-        _said = None
+        _said = before
 
 
 def printable(name: str) -> str:

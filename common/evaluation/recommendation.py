@@ -26,11 +26,13 @@ class Need:
         title: such as "highest accuracy with all labels".
         values: by method, one float array (N,) for each run, of the same N test images.
         baselines: the same of what needs no training, by name, with as many arrays.
+        read_by: what stands before the names of the baselines, such as "the linear probe on ".
     """
 
     title: str
     values: Mapping[str, Sequence[np.ndarray]]
     baselines: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    read_by: str = ""
 
 
 Values = Mapping[str, Sequence[np.ndarray]]  # as in `Need`
@@ -71,11 +73,12 @@ def _of_baselines(need: Need) -> str:
     named = {name: f"{name} ({mean:.1%})" for name, mean in mean_scores(need.baselines).items()}
     if better := [name for name, lead in leads.items() if lead.high < 0]:
         verb, needs = ("is", "needs") if len(better) == 1 else ("are", "need")
-        text += f"; but {' and '.join(named[name] for name in better)} {verb} better still, and "
+        text += f"; but {need.read_by}{' and '.join(named[name] for name in better)} {verb} "
+        text += "better still, and "
         text += f"{needs} no network"
     if reached := [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]:
         needs = "needs" if len(reached) == 1 else "need"
-        text += f"; {best} is not clearly above "
+        text += f"; {best} is not clearly above {need.read_by}"
         text += f"{' or '.join(named[name] for name in reached)}, which {needs} no network"
     return text
 

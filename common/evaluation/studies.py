@@ -12,6 +12,7 @@ from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
 PROJECTED = "projected_precision"  # of retrieval in the space that a contrastive loss shapes
+PROBE = "the linear probe on "  # in front of PCA or pixels
 NO_PAIRS = "not measured, since no class has two test images"
 # The rows of the table: how a score is named in a run's summary, what it is, its format, and its
 # name among `Result.values`.
@@ -89,7 +90,8 @@ def recommendation_of(
         labels: Need(
             f"highest accuracy with {named(labels)}",
             by_method(groups[labels], "linear"),
-            on(baselines[labels]),
+            baselines[labels],
+            PROBE,
         )
         for labels in shown
     }
@@ -101,7 +103,7 @@ def recommendation_of(
     needs = [
         *accuracy.values(),
         Need("retrieval of similar images", spaces),
-        Need("robust to noise and shift", robust, on(repeated)),
+        Need("robust to noise and shift", robust, repeated, PROBE),
     ]
     lines = [
         recommendation.recommend(need) if need.values else f"{need.title}: {NO_PAIRS}"
@@ -150,11 +152,6 @@ def by_method(results: Sequence[Result], name: str) -> dict[str, list[np.ndarray
         if name in result.values:
             found.setdefault(result.member.method, []).append(result.values[name])
     return found
-
-
-def on(baselines: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """The same, named as in a sentence."""
-    return {f"the linear probe on {name}": values for name, values in baselines.items()}
 
 
 def means(results: Sequence[Result], number: Callable[[Any], float | None]) -> dict[str, float]:

@@ -8,9 +8,9 @@ other, and its command stands in OUT/study.json.
 The time (--minutes) is that of training, in equal shares; what a run's epochs take is measured
 first. Encoders that learn without labels are trained once per seed, whatever the numbers of labels.
 Measuring the latents comes on top. The same command again goes on where the study was stopped. What
-to expect on 2 CPU cores: digits in two minutes.
+to expect on 2 CPU cores: the first line below in about seven minutes, half of them for measuring.
 
-    python study.py --minutes 1                              handwritten digits, no download
+    python study.py --minutes 3 --seeds 1                    handwritten digits, no download
     python study.py --dataset folder --data_dir pets --minutes 60 --labels_per_class 10 100 all
     python study.py --dataset cifar10 --epochs 8
 """

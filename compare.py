@@ -248,6 +248,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         "lines": (sheet.lines(lines, list(encoders)), "Accuracy: few labels, corrupted images"),
     }
     figures["sheet"] = sheet.stack([figure for figure, _ in figures.values()]), "All figures"
+    pngs = {name: plots.saved(figure) for name, (figure, _) in figures.items()}
 
     # ---------------------------------------------------------------- Files
     if recommended := recommend(robust):
@@ -256,14 +257,13 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         write_json(out / "comparison.json", results)
     write(out / "table.md", tables.as_markdown(rows).encode())
     write(out / "table.csv", tables.as_csv(columns).encode())
-    sheet_png = plots.saved(figures["sheet"][0])
-    write(out / "sheet.png", sheet_png)
+    write(out / "sheet.png", pngs["sheet"])
     text = page.build(
         f"{len(own)} latent spaces of {data_name}",
         facts,
         warnings,
         rows,
-        sheet_png,
+        pngs["sheet"],
         maps,
         mapped.images(slice(None)).cpu().numpy(),
         map_indices.cpu().numpy(),
@@ -299,8 +299,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
                 guesses = space.predictions[map_indices]
                 _, head, cells = tables.embeddings(mapped, space.map_latents, guesses, names)
                 tracker.table(key, head, cells, step=0)
-        for name, (figure, caption) in figures.items():
-            tracker.figure(name, plots.saved(figure), caption, step=0)
+        for name, (_, caption) in figures.items():
+            tracker.figure(name, pngs[name], caption, step=0)
         summary = {
             f"{name}/{key}": x
             for name, f in results["spaces"].items()

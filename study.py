@@ -366,8 +366,8 @@ def speeds(
             ):
                 errors = [e for _, e in called(train, calls, config.jobs, logs) if e]
             if errors:
-                for text in (spoken.getvalue(), *(log.read_text() for log in logs.glob("*.log"))):
-                    console.say(text)
+                written = [log.read_text(encoding="utf-8") for log in logs.glob("*.log")]
+                console.say("".join([spoken.getvalue(), *written]))
                 raise UserError(f"{method} does not train: {errors[0]}")
             key = "time/images_per_second"
             rows = [read_rows(Path(folder) / "runs" / name / "metrics.jsonl") for name in names]

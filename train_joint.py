@@ -126,6 +126,7 @@ def main(config: Config) -> dict[str, float]:
                 if step == 0:  # how strongly each part of the loss pulls at the start
                     terms = {name: values[name] for name in ("cross_entropy", "probability_mae")}
                     session.tracker.log(gradient_norms(terms, network, session.accelerator), 0, 0)
+
                 session.accelerator.backward(values["loss"])
                 norm = session.accelerator.clip_grad_norm_(
                     network.parameters(), config.max_gradient_norm

@@ -11,7 +11,6 @@ setting its first seed. Run folders must hold runs on the same images and the sa
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import collect_results
@@ -37,8 +36,7 @@ def main(folders: list[Path], data: str, out: Path) -> None:
     if not runs:
         where = "among these folders" if folders else "is kept; name run folders"
         raise UserError(f"no run of {data} with a curve {where}")
-    draw(runs).savefig(image := io.BytesIO(), format="png")
-    write(out, image.getvalue())
+    write(out, plots.saved(draw(runs)))
 
 
 def kept_runs(data: str) -> list[dict]:

@@ -52,7 +52,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def saved(figure: Figure, kind: str = "png") -> bytes:
-    """The figure as a file of this kind, with `DPI`, whatever the user's rcParams are."""
+    """The figure as a file of this kind, with its own dpi, whatever the user's rcParams are."""
     with _our_style():
         figure.savefig(file := io.BytesIO(), format=kind)
     return file.getvalue()

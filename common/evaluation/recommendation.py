@@ -74,8 +74,7 @@ def _of_baselines(need: Need) -> str:
     if better := [name for name, lead in leads.items() if lead.high < 0]:
         verb, needs = ("is", "needs") if len(better) == 1 else ("are", "need")
         text += f"; but {need.read_by}{' and '.join(named[name] for name in better)} {verb} "
-        text += "better still, and "
-        text += f"{needs} no network"
+        text += f"better still, and {needs} no network"
     if reached := [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]:
         needs = "needs" if len(reached) == 1 else "need"
         text += f"; {best} is not clearly above {need.read_by}"

@@ -16,10 +16,10 @@ of them, and a click on one shows its nearest neighbors in every space.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
 import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
@@ -36,7 +36,7 @@ from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
 from common.evaluation import comparison, pictures, report, samples
-from common.files import made, write, write_json
+from common.files import made, printable, write, write_json, write_text
 from common.run import runs, runtime, tracking
 
 METHOD = "compare"
@@ -113,9 +113,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     limit, few = smallest(chosen, "limit_train"), smallest(chosen, "labels_per_class")
     images = datasets.split_data(arrays, limit).to(device)
     learned = {run.folder: images for run in chosen}
-    if few:  # which ones depends on the run's seed; a run that has more has these among them
-        drawn = {run.folder: images.train.few(few, run.settings["seed"]) for run in chosen}
-        learned = {folder: replace(images, train=train) for folder, train in drawn.items()}
+    if few:
+        learned = labeled_images(chosen, arrays, images, few)
     images = learned[chosen[0].folder]  # for PCA and pixels
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
     mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
@@ -158,7 +157,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
         spaces.setdefault(name, []).append(space)
-        tables_of.setdefault(name, []).append(run.folder.resolve().name)
+        tables_of.setdefault(name, []).append(folder_name(run))
         reported, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
         if abs(reported - ours) > TOLERANCE:
             warnings.append(
@@ -172,7 +171,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             ((accuracies, _),) = comparison.robustness(projection, [probe], corrupted)
             space.metrics.update(accuracies)
             spaces.setdefault(title, []).append(space)
-            tables_of.setdefault(title, []).append(f"{run.folder.resolve().name}_projection")
+            tables_of.setdefault(title, []).append(f"{folder_name(run)}_projection")
 
     # ---------------------------------------------------------------- Baselines
     own, encoders = list(spaces), {}
@@ -255,8 +254,8 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         results["recommendation"] = recommended
     with made(out):
         write_json(out / "comparison.json", results)
-    write(out / "table.md", tables.as_markdown(rows).encode())
-    write(out / "table.csv", tables.as_csv(columns).encode())
+    write_text(out / "table.md", tables.as_markdown(rows))
+    write_text(out / "table.csv", tables.as_csv(columns))
     write(out / "sheet.png", pngs["sheet"])
     text = page.build(
         f"{len(own)} latent spaces of {data_name}",
@@ -272,7 +271,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         sheet.class_colors(len(names)),
         recommendation=recommended,
     )
-    write(out / "index.html", text.encode())
+    write_text(out / "index.html", text)
 
     # ---------------------------------------------------------------- W&B
     tags = [METHOD, *runs.own_tags(data_name), *runs.own_tags(config.tags)]
@@ -312,6 +311,31 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     for line in ("", tables.as_text(rows), "", *facts, *warnings, "", *end):
         console.say(line)
     return results
+
+
+def labeled_images(
+    chosen: Sequence[runs.Run], arrays: Any, images: datasets.ImageData, few: int
+) -> dict[Path, datasets.ImageData]:
+    """`images` by run folder, with training images of which the run has had the labels.
+
+    They are `few` of each class, or as many as every run has of it, drawn by the run's seed from
+    the images that its --limit_train left.
+    """
+    limits = {run.settings["limit_train"] for run in chosen}
+    trains = {limit: datasets.split_data(arrays, limit).train for limit in limits}
+    counts = [torch.bincount(train.labels) for train in trains.values()]
+    few = min(few, *(int(count[count > 0].min()) for count in counts))
+    found, source = {}, images.train
+    for run in chosen:
+        drawn = trains[run.settings["limit_train"]].few(few, run.settings["seed"])
+        rows, labels = drawn.rows.to(source.rows.device), drawn.labels.to(source.labels.device)
+        found[run.folder] = replace(images, train=replace(source, rows=rows, labels=labels))
+    return found
+
+
+def folder_name(run: runs.Run) -> str:
+    """The name of a run's folder as W&B takes it."""
+    return printable(run.folder.resolve().name)
 
 
 def smallest(chosen: list[runs.Run], name: str) -> int | None:

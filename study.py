@@ -55,7 +55,7 @@ from common.display import accuracies, plots, tables
 from common.errors import UserError
 from common.evaluation import report, studies
 from common.evaluation.studies import Member
-from common.files import made, read_json, read_rows, write, write_json
+from common.files import made, printable, read_json, read_rows, write_json, write_text
 from common.run import checkpoints, jobs, runs, runtime, tracking, wandb_backend
 
 METHOD = "study"
@@ -107,8 +107,10 @@ def main(config: Config) -> dict:
     # ---------------------------------------------------------------- Plan
     runtime.check_alone("study.py")
     check(config)
+    unique = {k: tuple(dict.fromkeys(getattr(config, k))) for k in ("methods", "labels_per_class")}
+    config = replace(config, **unique)
     out = Path(config.out)
-    budgets = sorted(set(config.labels_per_class), key=studies.number_of)
+    budgets = sorted(config.labels_per_class, key=studies.number_of)
     members = [
         Member(f"{method}-{labels}-seed{seed}", method, labels, seed)
         for seed in range(config.seeds)
@@ -154,7 +156,8 @@ def main(config: Config) -> dict:
 
     def recommend(robust: dict[str, np.ndarray]) -> list[str]:
         for result in largest:
-            result.values["robust"] = robust[str(result.run.folder)]
+            if (folder := str(result.run.folder)) in robust:  # else it could not be compared
+                result.values["robust"] = robust[folder]
         names = {"PCA": f"PCA-{config.latent_dim}", "pixels": "pixels"}
         robust_baselines.update({k: robust[v] for k, v in names.items() if v in robust})
         same_time = config.minutes is not None
@@ -182,7 +185,7 @@ def main(config: Config) -> dict:
         write_json(folder / "results.json", {"recommendation": lines, "failed": failed})
     advice = "".join(f"- {line}\n" for line in lines)
     markdown = f"# Recommendation\n\n{advice}\n# Measurements\n\n{tables.as_markdown(rows)}"
-    write(folder / "study.md", markdown.encode())
+    write_text(folder / "study.md", markdown)
 
     # ---------------------------------------------------------------- W&B
     title = f"study {runs.data_name(asdict(config))}: {', '.join(config.methods)}"
@@ -220,7 +223,7 @@ def check(config: Config) -> None:
     if not config.methods or not config.labels_per_class:
         raise UserError("--methods and --labels_per_class need at least one value each")
     for text in config.labels_per_class:
-        if text != "all" and not (text.isdecimal() and int(text) > 0):
+        if text != "all" and not (text.isascii() and text.isdecimal() and text[0] != "0"):
             raise UserError(f"--labels_per_class {text}: give numbers above 0, or all")
 
 
@@ -228,7 +231,7 @@ def group_of(config: Config) -> str:
     """The name under which W&B files all runs of the study."""
     return (
         os.environ.get("WANDB_RUN_GROUP")
-        or f"study {Path(config.out).resolve().name}"[: runs.LONGEST_NAME]
+        or f"study {printable(Path(config.out).resolve().name)}"[: runs.LONGEST_NAME]
     )
 
 
@@ -238,24 +241,14 @@ def group_of(config: Config) -> str:
 def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list[str]]:
     """The flags of each member's script, by its name: those of OUT/study.json, or new ones.
 
-    `UserError`: OUT holds a study with other settings; the time is too short for one epoch.
+    `UserError`: OUT holds something else; the time is too short for one epoch.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
-    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
     path = out / "study.json"
     if path.exists():
-        stored = read_json(path)
-        odd = [name for name in settings if stored["settings"].get(name) != settings[name]]
-        if config.labels and stored["settings"].get("labels"):
-            odd = [name for name in odd if name != "labels"]  # the file moves with the images
-        if odd:
-            had = ", ".join(f"--{name} {stored['settings'].get(name)}" for name in odd)
-            raise UserError(f"{out} holds a study with {had}; take these, or another --out")
-        return {name: shlex.split(command)[2:] for name, command in stored["commands"].items()}
+        return continued(config, path)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and holds no study; choose another --out")
-    place = config.dataset, config.data_dir, config.image_size
-    arrays = datasets.read(*place, config.skip_unreadable, white=config.white, labels=config.labels)
+    arrays = read_images(config)
     counts = learned_images(arrays, config.limit_train, members)
     batches = {name: min(config.batch_size, count) for name, count in counts.items()}
     flags = {m.name: shared(config, m, batches[m.name]) for m in members}
@@ -271,7 +264,7 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
         takes = {k: counts[k] // batch * batch / speed[m, batch] for k, (m, batch) in kinds.items()}
         slowest = max(takes, key=takes.get)
         if takes[slowest] > share:
-            needed = takes[slowest] * rounds / 60
+            needed = math.ceil(10 * takes[slowest] * rounds / 60) / 10
             raise UserError(
                 f"--minutes {config.minutes:g} are too few: each of {trainings} may train "
                 f"for {share:.1f} s, and one epoch of {slowest} takes {takes[slowest]:.1f} s; take "
@@ -284,8 +277,40 @@ def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list
     script = {m.name: SCRIPTS[m.method].__name__ for m in members}
     commands = {name: f"python {script[name]}.py {shlex.join(w)}" for name, w in flags.items()}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"settings": settings, "jobs": config.jobs, "commands": commands})
+    about = {"settings": settings_of(config), "fingerprint": arrays.fingerprint}
+    write_json(path, {**about, "jobs": config.jobs, "commands": commands})
     return flags
+
+
+def continued(config: Config, path: Path) -> dict[str, list[str]]:
+    """The flags in a study.json. `UserError`: it is a study with other settings or images."""
+    stored, settings = read_json(path), settings_of(config)
+    odd = [name for name in settings if stored["settings"].get(name) != settings[name]]
+    if config.labels and stored["settings"].get("labels"):
+        odd = [name for name in odd if name != "labels"]  # the file moves with the images
+    if odd:
+        had = ", ".join(f"--{name} {stored['settings'].get(name)}" for name in odd)
+        raise UserError(f"{path.parent} holds a study with {had}; take these, or another --out")
+    fingerprint = read_images(config).fingerprint
+    if stored.get("fingerprint", fingerprint) != fingerprint:
+        raise UserError(
+            f"images or labels in {config.data_dir} are not those that the study in {path.parent} "
+            "began with; restore them, or choose another --out"
+        )
+    return {name: shlex.split(command)[2:] for name, command in stored["commands"].items()}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What may not change when a study is continued, as JSON gives it back."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings.items()}
+
+
+def read_images(config: Config) -> Any:
+    """The images of the study as `datasets.read` returns them, not yet split."""
+    place = config.dataset, config.data_dir, config.image_size
+    more = {"white": config.white, "labels": config.labels}
+    return datasets.read(*place, config.skip_unreadable, **more)
 
 
 def learned_images(
@@ -391,6 +416,9 @@ def called(
         try:
             function(*arguments)
             yield name, None
+        except SystemExit:
+            console.say("the same command again continues the study")
+            raise
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()

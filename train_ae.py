@@ -203,7 +203,7 @@ def main(config: Config) -> dict[str, float]:
             else:
                 session.say(f"PCA-{config.latent_dim} is left out: {why_no_pca}")
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, measured.predictions)
+            report.save_latents(path, latents, measured.predictions, images.class_names)
         split = images.test if config.test else images.validation
         decoded = pictures.autoencoder_pictures(network, preprocess, split, images.class_names)
         pictures.publish(session, images, latents, measured.probabilities, metrics, decoded)

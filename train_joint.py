@@ -167,7 +167,7 @@ def main(config: Config) -> dict[str, float]:
         if config.test:
             metrics |= report.pca_latent_metrics(images, config.latent_dim)
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, measured.predictions)
+            report.save_latents(path, latents, measured.predictions, images.class_names)
         pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)

@@ -205,6 +205,7 @@ def main(config: Config) -> dict[str, float]:
         probe = None if config.balance else classifier
         measured = report.measure(latents, classifier, images, probe)
         metrics = measured.metrics
+        metrics["val/classifier_loss"] = row["val/classifier_loss"]
         if config.test:
             further = {}
             if projections is not None:
@@ -213,7 +214,8 @@ def main(config: Config) -> dict[str, float]:
                 metrics |= report.latent_metrics(projections, probed, "projection", "projection")
                 further = {"projections": projections.test}
             path = session.run_dir / "latents.npz"
-            report.save_latents(path, latents, measured.predictions, **further)
+            predictions, names = measured.predictions, images.class_names
+            report.save_latents(path, latents, predictions, names, **further)
         pictures.publish(session, images, latents, measured.probabilities, metrics)
         session.say(f"\n{tables.final(metrics)}")
         return session.finish(metrics)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +66,25 @@ def write(path: Path, data: bytes) -> None:
     path = Path(path)
     with room_for(path, len(data)), atomic_write(path) as file:
         file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically. Bytes of file names that are no UTF-8 become \\xe9 etc."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    write(path, shown.encode())
+
+
+def printable(name: str) -> str:
+    """A name as text that every file, figure and table can hold, in composed form (NFC).
+
+    Bytes that are no UTF-8 and control characters become escapes such as \\xe9.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    odd = ("Cc", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in odd else letter
+        for letter in unicodedata.normalize("NFC", text)
+    )
 
 
 def append(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ from common.files import (
     read_rows,
     user_cache_folder,
     write_json,
+    write_text,
 )
 
 
@@ -46,6 +47,11 @@ def test_missing_and_damaged_json_are_named(tmp_path):
     (tmp_path / "torn.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"torn\.json is damaged"):
         read_json(tmp_path / "torn.json")
+
+
+def test_names_that_are_no_utf_8_can_be_written(tmp_path):
+    write_text(tmp_path / "a.txt", "caf\udce9 ü\n")
+    assert (tmp_path / "a.txt").read_bytes() == "caf\\xe9 ü\n".encode()
 
 
 def test_rows_come_back_in_order(tmp_path):

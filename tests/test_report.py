@@ -148,10 +148,13 @@ def test_pca_gets_the_same_classifier(images):
 def test_saved_latents_have_the_types_of_the_contract(tmp_path):
     split = torch.randn(3, 2), torch.arange(3)
     latents = probes.Latents(*split, *split, *split)
-    report.save_latents(tmp_path / "latents.npz", latents, {"predictions": torch.arange(3)})
+    report.save_latents(
+        tmp_path / "latents.npz", latents, {"predictions": torch.arange(3)}, ["a", "b", "c"]
+    )
     stored = np.load(tmp_path / "latents.npz")
     types = {name: str(stored[name].dtype) for name in stored.files}
-    assert types == {"latents": "float32", "labels": "int64", "predictions": "int64"}
+    numbers = {"latents": "float32", "labels": "int64", "predictions": "int64"}
+    assert types == numbers | {"class_names": "<U1"}
 
 
 def test_the_images_of_a_sample_are_found_in_their_split(images):

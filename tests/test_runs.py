@@ -67,6 +67,29 @@ def test_a_folder_of_images_is_named():
     assert labels["tags"] == ["supcon", "pets", "resnet18"]
 
 
+def test_a_folder_whose_name_is_no_text_is_named_with_escapes():
+    labels = labels_of("--dataset=folder", "--data_dir=caf\udce9")
+    assert labels["name"] == "supcon caf\\xe9" and "caf\\xe9" in labels["tags"]
+
+
+def made(folder: str, **settings) -> runs.Run:
+    settings = vars(parse(train_supcon.Config, ())) | settings
+    return runs.Run(Path(folder), "supcon", settings, {"fingerprint": "0"}, {}, [], [])
+
+
+def test_repetitions_differ_in_nothing_that_changes_the_result():
+    first = made("a")
+    assert runs.kind_of(first) == runs.kind_of(made("b", seed=1, labels="/moved/labels.csv"))
+    for name in ("evaluate_every", "knn_images", "temperature"):  # the first two choose the epoch
+        assert runs.kind_of(first) != runs.kind_of(made("b", **{name: 7}))
+
+
+def test_no_run_takes_the_name_of_another_space():
+    folders = ("PCA-128", "pixels", "a projection", "a", "b/a")
+    found = [made(folder, width=k) for k, folder in enumerate(folders)]
+    assert list(runs.by_name(found)) == ["PCA-128′", "pixels′", "a projection′", "a", "a′"]
+
+
 def test_tags_are_those_of_the_run_and_of_the_user_each_once():
     assert labels_of("--tags= a,b, ,digits")["tags"] == ["supcon", "digits", "resnet18", "a", "b"]
     long = labels_of(f"--tags={'x' * 100}")["tags"]

@@ -11,12 +11,21 @@ import study
 from common.config import parse
 from common.data import layout
 from common.errors import UserError
+from common.evaluation import geometry, probes
+from common.files import read_json, write_json
 from common.run.runtime import usable_cores
 
 TINY = (
     *("--encoder=cnn", "--width=4", "--image_size=16", "--limit_train=96", "--batch_size=32"),
     *("--seeds=1", "--tracking=disabled", "--labels_per_class", "2", "all"),
 )
+
+
+@pytest.fixture(autouse=True)
+def quick_measuring(monkeypatch):
+    """Of so few images, classifiers and maps take longer than the training."""
+    monkeypatch.setattr(probes, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(geometry, "tsne", lambda latents, seed: latents[:, :2].numpy())
 
 
 @pytest.fixture
@@ -91,6 +100,10 @@ def test_a_study_from_end_to_end(tmp_path, no_comparison, capsys):
     assert {name: rows_of(tmp_path / "study/runs" / name) for name in names} == before
     with pytest.raises(UserError, match=r"holds a study with --epochs 1; take these, or another"):
         run(tmp_path / "study", "--epochs=2")
+    path = tmp_path / "study/study.json"
+    write_json(path, read_json(path) | {"fingerprint": "that of other images"})
+    with pytest.raises(UserError, match=r"are not those that the study in .* began with; restore"):
+        run(tmp_path / "study", "--epochs=1")
 
 
 def test_the_time_is_turned_into_epochs_that_are_written_down(tmp_path, no_comparison, monkeypatch):
@@ -138,7 +151,7 @@ def test_a_trial_measures_the_speed_of_training():
 
 @pytest.mark.parametrize(("jobs", "methods"), [(1, ("ae", "simclr")), (2, ("simclr",))])
 def test_what_learns_without_labels_is_trained_once(tmp_path, no_comparison, jobs, methods):
-    words = ("--epochs=2", "--methods", *methods, f"--jobs={jobs}")
+    words = ("--epochs=2", "--methods", *methods, methods[0], f"--jobs={jobs}")
     assert run(tmp_path / "study", *words)["failed"] == {}
     runs = tmp_path / "study/runs"
     for method in methods:
@@ -156,6 +169,10 @@ def test_what_learns_without_labels_is_trained_once(tmp_path, no_comparison, job
         # one pass of the training: the same rows, and the same time
         losses = [[r["train/loss"] for r in rows_of(f) if "train/loss" in r] for f in folders]
         assert losses[0] == losses[1] and len(losses[0]) > 0
+        # but neighbors with labels of one's own, measured at the end alone
+        measured = [sum("val/knn_accuracy" in row for row in rows_of(f)) for f in folders]
+        assert measured == [1, 2]
+        assert [len(c.get("resumed", [])) for c in configs] == [0, 0]
     if jobs > 1:  # the threads of the run below are others
         return
     # alone, with the command in study.json, it finds the same

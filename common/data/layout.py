@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from ..console import is_first_process
 from ..errors import UserError
+from ..files import printable
 from .decoding import SYSTEM_FOLDERS, files_below, is_picture, pictures_below, visible
 
 # in the order of the array; the names that folders have for each part, in any case of letters
@@ -70,19 +71,6 @@ def said_once() -> Iterator[None]:
         _said = before
 
 
-def printable(name: str) -> str:
-    """A name as text that every file, figure and table can hold, in composed form (NFC).
-
-    Bytes that are no UTF-8 and control characters become escapes such as \\xe9.
-    """
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    odd = ("Cc", "Zl", "Zp")
-    return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in odd else letter
-        for letter in unicodedata.normalize("NFC", text)
-    )
-
-
 def distinct(names: Sequence[str], problem: str) -> tuple[str, ...]:
     """The names as `printable`. `UserError`, beginning with `problem`, if two are shown alike."""
     shown = tuple(map(printable, names))
@@ -99,7 +87,7 @@ def some(names: Iterable[str]) -> str:
 
 def list_files(data_dir: Path) -> Listing:
     """List the files of all parts and classes. `UserError` if the layout is none of ours."""
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise UserError(f"there is no folder {data_dir}; --data_dir must hold train/CLASS/*")
     places = parts_of(data_dir)
     notes = _notes_on_parts(data_dir, places)

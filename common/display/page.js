@@ -20,7 +20,7 @@ const spaces = data.maps.map((map) => {
 });
 const classified = spaces.filter((space) => space.predictions);
 const isWrong = (space, n) => Boolean(space.predictions) && space.predictions[n] !== labels[n];
-const least = Math.min(...spaces.flatMap((s) => s.confidences ? [...s.confidences] : []));
+const least = Math.min(...spaces.map((s) => s.confidences ? Math.min(...s.confidences) : Infinity));
 const state = {
   colorBy: "label",
   hidden: new Set(),  // classes

@@ -25,7 +25,7 @@ class Need:
     Attributes:
         title: such as "highest accuracy with all labels".
         values: by method, one float array (N,) for each run, of the same N test images.
-        baselines: the same of what needs no training, by name, with as many arrays.
+        baselines: the same of what needs no training, by name: as many arrays, or one.
         read_by: what stands before the names of the baselines, such as "the linear probe on ".
     """
 

@@ -4,7 +4,7 @@ Metrics are returned under the same names for every method.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,13 +306,19 @@ def measure(
 
 
 def save_latents(
-    path: Path, latents: probes.Latents, predictions: Mapping[str, Tensor], **further: Tensor
+    path: Path,
+    latents: probes.Latents,
+    predictions: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    **further: Tensor,
 ) -> None:
     """Write the test images' latents float32 (N,D), labels and predictions int64 (N,) as one .npz.
 
-    `further` are arrays that only some methods have, such as projections float32 (N,P).
+    A label is an index into `class_names`, which are written, too. `further` are arrays that only
+    some methods have, such as projections float32 (N,P).
     """
     arrays = {"latents": latents.test, "labels": latents.test_labels, **predictions, **further}
     file = io.BytesIO()
-    np.savez(file, **{name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+    numpy = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    np.savez(file, **numpy, class_names=np.array(class_names))
     write(path, file.getvalue())

@@ -98,8 +98,10 @@ def recommendation_of(
     projections = by_method(largest, PROJECTED).items()
     spaces = by_method(largest, "precision") | {f"{m}'s projection": x for m, x in projections}
     robust = by_method(largest, "robust")
-    seeds = max(len(values) for values in robust.values())
-    repeated = {name: [values] * seeds for name, values in robust_baselines.items()}
+    seeds = {method: len(values) for method, values in accuracy[most].values.items()}
+    # all labels are the same for each seed; of few, those of one seed were measured
+    copies = max(seeds.values()) if most == "all" else 1
+    repeated = {name: [values] * copies for name, values in robust_baselines.items()}
     needs = [
         *accuracy.values(),
         Need("retrieval of similar images", spaces),
@@ -116,8 +118,9 @@ def recommendation_of(
     if not same_time:
         seconds = means(largest, lambda run: run.cost().get("training_seconds"))
         lines.append(recommendation.cheapest(accuracy[most], seconds))
-    if seeds == 1:
-        lines.append("one seed: the intervals say nothing of how another one would end")
+    if once := [method for method, count in seeds.items() if count == 1]:
+        whose = "" if len(once) == len(seeds) else f" of {', '.join(once)}"
+        lines.append(f"one seed{whose}: the intervals say nothing of how another one would end")
     return lines + [f"failed, left out: {name} ({reason})" for name, reason in failed.items()]
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..console import say
 from ..errors import UserError
-from ..files import checksum, read_json, write, write_json
+from ..files import checksum, read_json, read_rows, write, write_json
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 BEST = "best.safetensors"
@@ -153,6 +153,7 @@ def branch(
 
     `settings` and `facts` (a new "wandb_id" among them) replace those of its config.json; none may
     be a part of the training. Resuming `target` does what follows it. Nothing happens if it exists.
+    Its rows lack the accuracy of neighbors, which `source` measured with labels of its own.
     """
     if target.exists():
         return
@@ -160,12 +161,17 @@ def branch(
     shutil.rmtree(made, ignore_errors=True)
     (made / "checkpoints").mkdir(parents=True)
     files = [f"checkpoints/{name}" for name in (LAST, BEST)]
-    for name in (*files, "metrics.jsonl"):
+    for name in files:
         shutil.copyfile(source / name, made / name)
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith("val/knn")}
+        for row in read_rows(source / "metrics.jsonl")
+    ]
+    write(made / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
     config = read_json(source / "config.json")
     config["settings"].update(settings)
     config["facts"].update(facts)
-    write_json(made / "config.json", config)
+    write_json(made / "config.json", {**config, "is_new": True})
     made.rename(target)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import renamed
 from ..errors import UserError
-from ..files import expand_home, read_json, read_rows
+from ..files import expand_home, printable, read_json, read_rows
 
 # Flags that say where and how a run is made, not what is trained.
 NOT_IN_A_NAME = (
@@ -21,7 +21,9 @@ NOT_IN_A_NAME = (
     *("log_every", "knn_images", "tsne_images", "evaluate_every", "skip_unreadable"),
 )
 LONGEST_NAME = 128  # characters that W&B takes
-NOT_IN_A_METHOD = {*NOT_IN_A_NAME, "seed", "compile"}  # runs that differ in no more are repetitions
+# Runs that differ in no more are repetitions; how often and on what they are evaluated decides
+# which epoch is kept. The labels in a file are part of the fingerprint of the images.
+NOT_IN_A_METHOD = {*NOT_IN_A_NAME, "seed", "compile", "labels"} - {"evaluate_every", "knn_images"}
 
 
 def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset: str) -> Path:
@@ -37,11 +39,11 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
     name = f"{method}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}-{own}"
     given = resume if run_dir is None else run_dir
     path = Path("runs", name) if given is None else Path(expand_home(given))
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         raise UserError(f"{path} is a broken link; remove it, or choose another folder")
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"{path} is no folder; choose another one for the run")
-    entries = path.iterdir() if path.exists() else []
+    entries = path.iterdir() if os.path.exists(path) else []
     # a run that was killed while it started leaves no more than a lock and W&B's files
     is_used = any(entry.name[:1] != "." and entry.name != "wandb" for entry in entries)
     if is_used and resume is None:
@@ -55,14 +57,15 @@ def choose_run_dir(run_dir: str | None, resume: str | None, method: str, dataset
 
 def check_writable(path: Path) -> None:
     """`UserError` unless the folder `path` can be made, or written to where it exists."""
-    ancestor = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+    ancestor = next(folder for folder in (path, *path.absolute().parents) if os.path.exists(folder))
+    if not os.path.isdir(ancestor) or not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {path}: {ancestor} is not a folder that we may write to")
 
 
 def finished(run_dir: Path) -> dict | None:
     """Return the final metrics (summary.json) if the run in `run_dir` finished, else None."""
-    return read_json(path) if (path := Path(run_dir, "summary.json")).exists() else None
+    path = Path(run_dir, "summary.json")
+    return read_json(path) if os.path.exists(path) else None
 
 
 def labels(method: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict:
@@ -95,7 +98,7 @@ def data_name(settings: Mapping[str, Any]) -> str:
     """The name of the data set, or of the folder that holds the images."""
     if settings["dataset"] != "folder":
         return settings["dataset"]
-    return Path(settings["data_dir"]).resolve().name[:LONGEST_NAME] or "folder"
+    return printable(Path(settings["data_dir"]).resolve().name)[:LONGEST_NAME] or "folder"
 
 
 def own_tags(text: str) -> list[str]:
@@ -238,8 +241,10 @@ def by_name(found: Sequence[Run]) -> dict[str, list[Run]]:
     named: dict[str, list[Run]] = {}
     for group in kinds.values():
         first = group[0]
-        name = first.method if methods[first.method] == 1 else first.folder.resolve().name
-        while name in named:  # two folders of one name
+        folder = printable(first.folder.resolve().name)
+        name = first.method if methods[first.method] == 1 else folder
+        # two folders of one name, or the name of a space that is none of a run
+        while name in named or re.fullmatch(r"pixels|PCA-\d+|.* projection", name):
             name += "′"
         named[name] = group
     return named

@@ -350,7 +350,8 @@ class Session:
         self.tracker.artifact(name, "model", files, metrics, ["best"])
         rows = self.rows()
         kept = [row for row in rows if row["epoch"] == self.best["epoch"]]
-        summary = {k: v for row in rows for k, v in row.items() if "/" in k}
+        whole = {k: v for row in rows for k, v in row.items() if "/" in k}
+        summary = {k: v for k, v in whole.items() if not k.startswith("val/")}
         summary |= {k: v for row in kept for k, v in row.items() if k.startswith("val/")}
         summary |= {**metrics, **{f"best/{name}": value for name, value in self.best.items()}}
         for line in ("", *self.tracker.finish(summary)):

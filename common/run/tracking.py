@@ -76,7 +76,8 @@ def open_tracker(
             config = {"settings": dict(settings), "facts": {**facts, "wandb_id": wandb_id}}
         else:
             config = _begun(run_dir)
-            config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
+            if not config.pop("is_new", False):  # `checkpoints.branch` has just made it
+                config.setdefault("resumed", []).append({"rows": keep_rows, **facts})
         words = dict(labels)
         if "WANDB_SWEEP_ID" not in os.environ:  # a sweep sets these two itself
             words |= {"project": project or PROJECT, "id": config["facts"]["wandb_id"]}

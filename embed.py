@@ -210,13 +210,15 @@ def readable(
 
     `UserError`: a file that cannot be read, unless skipped; an RGB image where C is 1.
     """
-    names = iter(files)
+    names, problems = iter(files), {}
     for pixels, unreadable in chunks:
         here = [next(names) for _ in range(len(pixels) + len(unreadable))]
         if unreadable and not config.skip_unreadable:
-            named = layout.some(f"{name} ({reason})" for name, reason in unreadable.items())
-            advice = "remove what cannot be read or pass --skip_unreadable=True"
-            raise UserError(f"no readable images: {named}; {advice}")
+            if not problems:
+                console.say("a file cannot be read; checking the others before stopping")
+            problems |= unreadable
+        if problems:
+            continue
         here = [name for name in here if name not in unreadable]
         if channels == 1:
             is_color = (pixels != pixels[:, :1]).any(axis=(1, 2, 3))
@@ -228,6 +230,11 @@ def readable(
                 )
         paths += here
         yield pixels[:, :channels]
+    if problems:
+        named = layout.some(f"{name} ({reason})" for name, reason in problems.items())
+        advice = "remove what cannot be read or pass --skip_unreadable=True"
+        what = f"{len(problems)} files are no readable images"
+        raise UserError(f"{what}: {named}; {advice}")
 
 
 def batches(blocks: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:

@@ -175,6 +175,21 @@ def test_16_bits_of_each_color_are_noticed(tmp_path):
     decode_chunk(["x.png"], 8, root=tmp_path, deep=deep)
     (note,) = decoding.notes_on_depth(deep.values(), None)
     assert "1 16-bit color images are dark: they reach 15 of 255" in note and "full range" in note
+    bright = [depth._replace(brightest=200) for depth in deep.values()]
+    assert decoding.notes_on_depth(bright, None) == []
+    (note,) = decoding.notes_on_depth(bright, white=4095)
+    assert note.startswith("1 16-bit color images: --white is for gray values")
+
+
+def test_chunks_hold_few_images_where_these_are_large(monkeypatch):
+    lengths = []
+    chunk = np.zeros((0, 3, 1024, 1024), np.uint8), {}
+    monkeypatch.setattr(
+        decoding, "decode_chunk", lambda paths, **options: lengths.append(len(paths)) or chunk
+    )
+    for side in (32, 1024):
+        list(decoding.decode_all([f"{n}" for n in range(64)], 64 * 1000, side))
+    assert lengths == [64] + [2] * 32
 
 
 def test_values_beyond_white_are_refused(tmp_path):

@@ -17,7 +17,7 @@ import train_joint
 import train_supcon
 from common import export, models
 from common.config import parse
-from common.data import datasets
+from common.data import datasets, decoding
 from common.display import tables
 from common.errors import UserError
 from common.evaluation import pictures, report
@@ -263,15 +263,30 @@ def test_gray_images_are_fine_for_a_run_on_colors_and_gray_ones_stored_as_rgb_fo
         assert np.allclose(latents, encoder(images).detach(), atol=1e-5)
 
 
-def test_unreadable_images_are_named_or_left_out_on_demand(tmp_path, capsys):
+def test_unreadable_images_are_named_or_left_out_on_demand(tmp_path, capsys, monkeypatch):
     make_run(tmp_path / "run")
     for n in range(5):
         save(tmp_path / f"images/{n}.png", noise(n, 1, 16, 16))
     (tmp_path / "images/1.png").write_text("no image")
     args = (tmp_path / "run", tmp_path / "images", "--out", tmp_path / "out.npz")
-    with pytest.raises(UserError, match=r"no readable images: \S*images/1\.png \(no") as error:
+    with pytest.raises(
+        UserError, match=r"1 files are no readable images: \S*images/1\.png \(no"
+    ) as error:
         run_embed(*args)
     assert "--skip_unreadable=True" in error.value.message
+    (tmp_path / "images/3.png").write_text("no image")
+    with monkeypatch.context() as patch:
+        decode = decoding.decode_all  # a file at a time, as if they were many
+        patch.setattr(
+            decoding,
+            "decode_all",
+            lambda paths, *words, **options: (
+                chunk for path in paths for chunk in decode([path], *words, **options)
+            ),
+        )
+        with pytest.raises(UserError, match=r"2 files .*images/1\.png .*, \S*images/3\.png "):
+            run_embed(*args)
+    save(tmp_path / "images/3.png", noise(3, 1, 16, 16))
     assert not (tmp_path / "out.npz").exists()
     figures = run_embed(*args, "--skip_unreadable=True", "--batch_size=2")
     assert (figures["images"], figures["skipped"]) == (4, 1)

@@ -458,7 +458,7 @@ def test_full_disk(data_dir, tmp_path, monkeypatch):
 
     def full(path, value):
         if ".cache" in str(path):
-            raise OSError(28, "No space left on device")
+            raise UserError("no space left on device")  # as the real one does
         write(path, value)
 
     monkeypatch.setattr(folder, "write_json", full)  # it fills up meanwhile: the other place

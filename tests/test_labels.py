@@ -1,5 +1,6 @@
 """Labels in a CSV file."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -105,6 +106,20 @@ def test_where_all_groups_are_large_the_smallest_is_held_out():
     assert (len(held), len(left)) == (25, 75)
 
 
+@pytest.mark.parametrize("sizes", [[1000, 5, 5, 5, 5], [1000, 700, 4, 4], [3, 900, 3]])
+def test_a_group_that_is_nearly_everything_stays_in_training(pets, sizes):
+    arrays = load_folder(pets, 8, labels=write(pets, table()))
+    count = sum(sizes)
+    arrays = dataclasses.replace(
+        arrays,
+        train_images=np.zeros((count, 1, 8, 8), np.uint8),
+        train_labels=np.arange(count) % 2,
+        groups=np.repeat(np.arange(len(sizes)), sizes),
+    )
+    data = datasets.split_data(arrays)
+    assert len(data.train) >= max(sizes) and len(data.validation) and len(data.test)
+
+
 def test_the_sizes_of_parts_made_of_groups_are_said(pets):
     arrays = load_folder(pets, 8, labels=write(pets, table(group=True)))
     notes = datasets.notes_on_splits(arrays, datasets.split_data(arrays))
@@ -154,6 +169,7 @@ def test_too_few_groups_to_hold_some_out(pets, count):
     ("path,label\n00.png,\n", "row 2 has no label"),
     ("path,label\n00.png,a\n,a\n", "row 3 has no path"),
     ("path,label,group\n00.png,a,\n", "row 2 has no group"),
+    ("path,label\n00.png,a,\n01.png,a, big\n", "row 3 has more cells than the 2 columns; put"),
     ("path,label\nno.png,a\n00.png,a\n", "names 1 files that are not there: no.png; paths are"),
     ("path,label\n00.png,a\n./00.png,b\n", "names images twice: 00.png"),
     ("path,label\n00.png,a\n{pets}/00.png,b\n", "names images twice: "),

@@ -73,10 +73,18 @@ def test_classes_of_one_image_and_without_any(tmp_path, most):
 def test_unbalanced_classes_and_those_without_test_images(tmp_path):
     fill(tmp_path / "train", ant=60, bee=3)
     fill(tmp_path / "test", ant=3)
-    unbalanced, untested = sorted(notes_on(tmp_path), key=lambda note: "unknown" in note)
+    notes = [note for note in notes_on(tmp_path) if "validation" not in note]
+    unbalanced, untested = sorted(notes, key=lambda note: "unknown" in note)
     assert "training images of ant" in unbalanced and "of bee; see the accuracy" in unbalanced
     assert "--balance" in unbalanced
     assert untested == "classes without a test image, so of unknown accuracy: bee"
+
+
+def test_classes_without_a_validation_image_are_named(tmp_path):
+    fill(tmp_path / "train", ant=30, bee=30, cow=4)
+    fill(tmp_path / "test", ant=5, bee=5, cow=5)
+    (note,) = notes_on(tmp_path)
+    assert note.startswith("classes without a validation image, ") and note.endswith(": cow")
 
 
 @pytest.mark.parametrize("with_validation", [False, True])

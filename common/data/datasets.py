@@ -239,22 +239,24 @@ def split_data(
     labeled, unlabelled = (np.flatnonzero(is_it) for is_it in (train_labels >= 0, train_labels < 0))
     order = labeled[stratified_order(train_labels[labeled], SPLIT_SEED)]
 
-    def part(images: np.ndarray | None, labels: np.ndarray | None, fraction: float) -> tuple:
+    def part(own: tuple, fraction: float, spare: int) -> tuple:
         """Images, labels and rows of a part: its own, or held out of what is left of `order`."""
         nonlocal order
-        if images is not None:
-            return images, labels, np.arange(len(labels))
+        if own[0] is not None:
+            return *own, np.arange(len(own[1]))
         count = max(1, round(fraction * len(order)))
-        held, order = hold_out(order, count, arrays.groups)
+        held, order = hold_out(order, count, arrays.groups, spare)
         return train_images, train_labels, held
 
-    test_images, test_labels, test_rows = part(
-        arrays.test_images, arrays.test_labels, TEST_FRACTION
-    )
+    own_test = arrays.test_images, arrays.test_labels
+    own_validation = arrays.validation_images, arrays.validation_labels
+    # one group for each of the parts that follow
+    spare = 2 if own_validation[0] is None else 1
+    test_images, test_labels, test_rows = part(own_test, TEST_FRACTION, spare)
     validation_images, validation_labels, validation_rows = part(
-        arrays.validation_images, arrays.validation_labels, VALIDATION_FRACTION
+        own_validation, VALIDATION_FRACTION, spare=1
     )
-    if len(order) < 2:
+    if len(order) < 2 or not (len(test_rows) and len(validation_rows)):
         groups = "" if arrays.groups is None else f" in {len(np.unique(arrays.groups))} groups"
         raise UserError(f"{len(labeled)} images{groups} are too few to hold some out; add images")
     train_rows = order[:limit_train]
@@ -293,12 +295,13 @@ def split_data(
 
 
 def hold_out(
-    order: np.ndarray, count: int, groups: np.ndarray | None
+    order: np.ndarray, count: int, groups: np.ndarray | None, spare: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` of the rows in `order`, and the others.
 
     Of groups, which stay whole: in the order of their first rows, those that have at most 1.5 times
     what is missing. If these are not half of `count`, the smallest one that is left joins them.
+    At least `spare` groups are left, even if too little is held out.
     """
     if groups is None:
         return order[:count], order[count:]
@@ -306,10 +309,10 @@ def hold_out(
     sizes, left = np.bincount(of), list(dict.fromkeys(of.tolist()))
     for group in list(left):
         missing = count - held.sum()
-        if missing > 0 and sizes[group] <= 1.5 * missing:
+        if missing > 0 and sizes[group] <= 1.5 * missing and len(left) > spare:
             held |= of == group
             left.remove(group)
-    if held.sum() < count / 2 and left:
+    if held.sum() < count / 2 and len(left) > spare:
         held |= of == min(left, key=lambda group: sizes[group])
     return order[held], order[~held]
 

@@ -100,7 +100,10 @@ def picture_suffixes() -> frozenset[str]:
 
 def is_picture(entry: os.DirEntry | str) -> bool:
     """Whether a file has an image's suffix."""
-    is_file = isinstance(entry, str) or entry.is_file()
+    try:
+        is_file = isinstance(entry, str) or entry.is_file()
+    except OSError:  # a link that is a cycle, or leads where we may not look
+        return False
     return is_file and os.path.splitext(entry)[1].lower() in picture_suffixes()
 
 
@@ -140,7 +143,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def notes_on_depth(depths: Iterable[Depth], white: float | None) -> list[str]:
-    """A line for each kind of images that keeps few of 256 levels, or whose white was chosen."""
+    """A line for each kind of images that keeps few of 256 levels, or that `white` is given for."""
     kinds, notes = {}, []
     for kind, brightest, full in depths:
         kinds.setdefault((kind, full), []).append(brightest)
@@ -161,6 +164,8 @@ def notes_on_depth(depths: Iterable[Depth], white: float | None) -> list[str]:
             )
         elif is_chosen:
             notes.append(f"{count}: the value {full:,.10g} is white")
+        elif white is not None:
+            notes.append(f"{count}: --white is for gray values and changes nothing in them")
     return notes
 
 
@@ -212,7 +217,8 @@ def decode_all(
     that memory stays bounded.
     """
     mean_bytes = max(total_bytes // max(len(paths), 1), 1)
-    length = max(1, min(64, 2**23 // mean_bytes))  # up to 8 MiB of files
+    # up to 8 MiB of files, and of pixels
+    length = max(1, min(64, 2**23 // max(mean_bytes, 3 * image_size**2)))
     chunks = [paths[i : i + length] for i in range(0, len(paths), length)]
     options = {"image_size": image_size, "root": root, "border": border}
     decode = partial(decode_chunk, **options, white=white, deep=deep)

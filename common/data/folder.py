@@ -96,8 +96,9 @@ def load_folder(
                     _build_entry(cache / name, data_dir, listing, image_size, show_progress, white)
                 found = read(cache / name)
             break
-        except OSError as error:
-            refusals.append(f"{cache}: {error.strerror or error}")
+        except (OSError, UserError) as error:  # the latter where the disk is full
+            reason = getattr(error, "strerror", None) or str(error).partition(";")[0]
+            refusals.append(f"{cache}: {reason}")
     if not found:
         reasons = "; ".join(refusals) or f"files in {data_dir} changed meanwhile"
         raise UserError(f"cannot cache images ({reasons}); make room or set XDG_CACHE_HOME")

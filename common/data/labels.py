@@ -31,7 +31,8 @@ def list_labeled(data_dir: Path, file: Path) -> tuple[Listing, list[str]]:
     counts = Counter(places)
     if twice := {path for path, place in zip(paths, places, strict=True) if counts[place] > 1}:
         raise UserError(f"{file} names images twice: {some(twice)}; keep one row of each")
-    if missing := [path for path, file in zip(paths, files, strict=True) if not file.is_file()]:
+    pairs = zip(paths, files, strict=True)
+    if missing := [path for path, file in pairs if not os.path.isfile(file)]:
         advice = f"paths are relative to --data_dir {data_dir}"
         raise UserError(
             f"{file} names {len(missing)} files that are not there: {some(missing)}; {advice}"
@@ -69,7 +70,8 @@ def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
             table = csv.DictReader(text, skipinitialspace=True, delimiter=delimiter)
             header = [name.strip().lower() for name in table.fieldnames or []]
             table.fieldnames = header
-            rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in table]
+            read = list(table)
+            rows = [{k: (v or "").strip() for k, v in row.items() if k in header} for row in read]
             for row in rows:  # the path stays as the file system has it
                 row |= {k: composed(row[k]) for k in ("label", "group") if k in row}
     except (OSError, ValueError, csv.Error) as error:
@@ -84,7 +86,12 @@ def _read(file: Path) -> tuple[list[dict[str, str]], Sequence[str]]:
         raise UserError(f"--labels {file} has two columns {twice[0]}; rename one")
     if not rows:
         raise UserError(f"--labels {file} has no rows; wanted: one for each image")
-    for number, row in enumerate(rows, 2):
+    for number, (row, whole) in enumerate(zip(rows, read, strict=True), 2):
+        if any(map(str.strip, whole.get(None, ()))):
+            raise UserError(
+                f"--labels {file}: row {number} has more cells than the {len(header)} columns; "
+                f"put a text that holds the separator {delimiter!r} in quotes"
+            )
         if empty := [name for name in COLUMNS if row.get(name, "-") == ""]:
             raise UserError(
                 f"--labels {file}: row {number} has no {empty[0]}; fill it or remove it"

@@ -33,6 +33,10 @@ def notes_on_splits(arrays: Arrays, images: Any) -> list[str]:
         notes.append(f"no training image is left of {some(unseen)}; add images, or move some there")
     if single := [names[k] for k in np.flatnonzero(trained == 1)]:
         notes.append(f"classes with one training image: {some(single)}; add images")
+    missing = np.flatnonzero((trained > 0) & (counts["validation"] == 0))
+    if unvalidated := [names[k] for k in missing]:
+        chosen = "so that epochs and penalties are chosen without them"
+        notes.append(f"classes without a validation image, {chosen}: {some(unvalidated)}")
     if untested := [names[k] for k in np.flatnonzero((trained > 0) & (counts["test"] == 0))]:
         notes.append(f"classes without a test image, so of unknown accuracy: {some(untested)}")
     if trained.max() >= IMBALANCE * max(trained[trained > 0].min(initial=trained.max()), 1):

@@ -12,6 +12,7 @@ Folders that hold no finished run, or one that left the test images unseen, are 
 """
 
 import dataclasses
+import itertools
 import json
 import shlex
 import statistics
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import tries  # noqa: E402
 from pages import collect, put_between_marks  # noqa: E402
+from scipy import stats  # noqa: E402
 
 import train_ae  # noqa: E402
 import train_joint  # noqa: E402
@@ -83,6 +85,9 @@ PEERS = {
     (JPEG_COPY, "joint"): "94.9",  # the same, without the joint loss
     (JPEG_COPY, "supcon"): "94.8",  # the same
 }
+# what `paired` rows have in common
+BESIDE = ("dataset", "image_size", "limit_train", "labels_per_class", "encoder", "width", "blocks")
+BESIDE += ("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "augment", "flip")
 SHOWN = ("MNIST", JPEG_COPY)  # in README.md
 METHODS = {"ae": "autoencoder + classifier", "joint": "joint", "supcon": "contrastive + linear"}
 CURVE = "val/knn_cosine_accuracy"  # which every script logs; drawn by curves.py
@@ -114,6 +119,7 @@ def main(folders: list[Path], keep: bool) -> str:
         text += "\n```bash\n" + "\n".join(lines) + "\n```\n"
         text += f"\n{surroundings([run for run in runs if run['data'] == title])}\n"
         text += f"\n{resumed(here)}\n"
+        text += "".join(f"\n{line}\n" for line in paired(here))
     best, on_gpu = (best_settings(groups, gpu) for gpu in (False, True))
     tried = f"\n{tries.table(tries.ROWS)}\n"
     texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tried)
@@ -394,6 +400,36 @@ def resumed(rows: list[list[dict]]) -> str:
     text = f"Resumed runs: {'; '.join(known) or 'none recorded'}."
     which = "any row" if len(unknown) == len(rows) else f"row {', '.join(unknown)}"
     return text + (f" Not recorded for {which}." if unknown else "")
+
+
+def paired(rows: list[list[dict]]) -> list[str]:
+    """How much joint and contrastive training differ, where all else that is in `BESIDE` is equal.
+
+    A sentence for each such pair of rows of one table with at least two common seeds: the mean of
+    the differences of their test accuracies by seed, with its 95 % interval by Student's t.
+    """
+    lines = []
+    for (number, joint), (other, supcon) in itertools.permutations(enumerate(rows, 1), 2):
+        if kind_of(supcon[0]) != "supcon" or joint[0]["method"] != "joint":
+            continue
+        if is_on_gpu(joint[0]) != is_on_gpu(supcon[0]) or any(
+            flags_of(joint[0])[name] != flags_of(supcon[0])[name] for name in BESIDE
+        ):
+            continue
+        ours, theirs = (
+            {run["settings"]["seed"]: 100 * run["summary"]["test/accuracy"] for run in runs}
+            for runs in (joint, supcon)
+        )
+        if len(seeds := sorted(ours.keys() & theirs.keys())) > 1:
+            differences = [ours[seed] - theirs[seed] for seed in seeds]
+            error = statistics.stdev(differences) / len(seeds) ** 0.5
+            half = stats.t.ppf(0.975, len(seeds) - 1) * error
+            lines.append(
+                f"Row {number} minus row {other}, with the same network, epochs, batches and "
+                f"optimizer: {statistics.mean(differences):.2f} ± {half:.2f} points (95 %, paired "
+                f"over seeds {', '.join(map(str, seeds))})."
+            )
+    return lines
 
 
 def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:

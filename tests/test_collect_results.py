@@ -82,6 +82,32 @@ def test_seeds_of_one_setting_are_one_row(tmp_path):
     assert "Seeds 0, 1, 2; a CPU, 2 cores; threads 2" in text
 
 
+def test_joint_and_contrastive_rows_with_the_same_training_are_paired_by_seed(tmp_path):
+    shared = {"dataset": "mnist", "encoder": "airbench", "epochs": 4, "batch_size": 50}
+    shared |= {"learning_rate": 0.2, "schedule": "linear", "augment": "affine", "optimizer": "muon"}
+    reached = {"joint": [0.92, 0.95, 0.94], "supcon": [0.90, 0.92, 0.93]}
+    folders = []
+    for method, values in reached.items():
+        script = collect_results.SCRIPTS[method]
+        for seed, value in enumerate(values):
+            folder = make_run(tmp_path / f"{method}{seed}", {"test/accuracy": value})
+            config = json.loads((folder / "config.json").read_text())
+            config["settings"] = dataclasses.asdict(script.Config(**shared, seed=seed))
+            config["facts"]["method"] = method
+            (folder / "config.json").write_text(json.dumps(config))
+            folders.append(folder)
+    text = collect_results.main(folders, keep=False)
+    # 2, 3 and 1 points: 1 / √3 times the quantile of two degrees of freedom, 4.303
+    assert "Row 1 minus row 2, with the same network, epochs, batches and optimizer: " in text
+    assert "optimizer: 2.00 ± 2.48 points (95 %, paired over seeds 0, 1, 2).\n" in text
+    assert "minus row" not in collect_results.main(folders[:4], keep=False)  # one common seed
+    config["settings"]["epochs"] = 5
+    for folder in folders[3:]:
+        config["settings"]["seed"] = int(folder.name[-1])
+        (folder / "config.json").write_text(json.dumps(config))
+    assert "minus row" not in collect_results.main(folders, keep=False)
+
+
 def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
     runs = [make_run(tmp_path / f"run{seed}", {}, seed=seed) for seed in range(2)]
     config = json.loads((runs[1] / "config.json").read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # those that a training takes
 
 for name in [name for name in os.environ if name.startswith(("WANDB_", "ACCELERATE_"))]:
     del os.environ[name]
@@ -23,12 +24,22 @@ if ON_ONE_CORE:
 
 @pytest.fixture(autouse=True)
 def _fresh_process():
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A signal from outside that a training within a test has taken for itself ends all tests."""
+    report = yield
+    ended = call.excinfo and call.excinfo.errisinstance(SystemExit)
+    if ended and call.excinfo.value.code in {128 + number for number in SIGNALS}:
+        pytest.exit(f"stopped from outside in {item.nodeid}")
+    return report
 
 
 @pytest.fixture(scope="session", params=["ae", "joint", "supcon"])

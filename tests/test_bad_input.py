@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import tempfile
 import types
@@ -34,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import bad_images
 
 NAN, INF = float("nan"), float("inf")
+# root may write anywhere, but Linux makes no folder there
+CANNOT_WRITE = "cannot make the folder /proc/no/such" if os.geteuid() == 0 else "cannot write to"
 TINY = (
     *("--limit_train=64", "--batch_size=16", "--epochs=2", "--warmup_epochs=0.5", "--width=4"),
     *("--log_every=3", "--knn_images=20", "--tsne_images=12", "--tracking=disabled"),
@@ -559,7 +562,7 @@ def test_odd_paths_and_names_are_refused_in_one_line(tmp_path, monkeypatch):
         (["--run_dir=file"], "file is no folder"),
         (["--run_dir=file/run"], "file is not a folder that we may write to"),
         (["--run_dir=broken"], "broken is a broken link"),
-        (["--run_dir=/proc/no/such"], "cannot make the folder /proc/no/such"),
+        (["--run_dir=/proc/no/such"], CANNOT_WRITE),
         (["--resume=file"], "file is no folder"),
         (["--dataset=folder", "--data_dir=file"], "there is no folder"),
         (["--project=a/b"], "--project a/b is no name of a project in W&B"),

@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from process_table import is_alive
 
 from common.errors import UserError
 from common.run import jobs, runtime
@@ -106,10 +106,3 @@ def started(ready: Path) -> int:
     while not (ready.exists() and ready.read_text()) and time.monotonic() < ends:
         time.sleep(0.05)
     return int(ready.read_text())
-
-
-def is_alive(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -14,7 +14,7 @@ import repeat
 
 TEXT = """
 # digits
-python train_joint.py --encoder cnn --width 4 --limit_train 96 --batch_size 32 --epochs 1
+python train_joint.py --width 4 --limit_train 96 --batch_size 32 --epochs 1 --tsne_images 5
 python train_joint.py --epochs 0
 """
 

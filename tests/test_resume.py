@@ -1,11 +1,12 @@
 """A run that was stopped ends with the bits of one that was not, at default widths and batches."""
 
+import contextlib
 import signal
 
 import default_size
 import pytest
 import torch
-from tiny import assert_same_bits
+from tiny import assert_same_bits, coarse_pictures
 
 from common.files import read_json
 from common.run.signals import Signals
@@ -14,7 +15,8 @@ from common.run.signals import Signals
 @pytest.fixture(autouse=True)
 def all_cores(monkeypatch):
     """Threads as users have them, which in a worker of `make test` would be one."""
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that what the training sets is undone
+    monkeypatch.delenv("OMP_NUM_THREADS")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -53,15 +55,17 @@ def stopping(monkeypatch):
 )
 def test_stopped_within_an_epoch_and_at_its_end(tmp_path, stopping, method, words):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    drawn = coarse_pictures() if words else contextlib.nullcontext()  # once as users see them
     words = ("--test=False", *words)
-    default_size.run(method, straight, *words)
-    stopping(1)  # after the first of two steps
-    with pytest.raises(SystemExit):
-        default_size.run(method, stopped, *words)
-    stopping(1)  # after the last step of the epoch, before its evaluation
-    with pytest.raises(SystemExit):
+    with drawn:
+        default_size.run(method, straight, *words)
+        stopping(1)  # after the first of two steps
+        with pytest.raises(SystemExit):
+            default_size.run(method, stopped, *words)
+        stopping(1)  # after the last step of the epoch, before its evaluation
+        with pytest.raises(SystemExit):
+            default_size.resume(method, stopped)
         default_size.resume(method, stopped)
-    default_size.resume(method, stopped)
     assert_same_bits(straight, stopped)
     resumed = [entry["rows"] for entry in read_json(stopped / "config.json")["resumed"]]
     first = 2 if method == "joint" else 1  # with the row of gradient norms at step 0

@@ -116,17 +116,15 @@ def test_latents_belong_to_the_saved_encoder_and_the_test_images(straight):
     assert accuracy == pytest.approx(metrics["test/accuracy"])
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(straight, tmp_path):
+def test_another_seed_gives_other_weights(straight, tmp_path):
     method, folder, _ = straight
-    run(method, tmp_path / "again")
-    assert_same_bits(folder, tmp_path / "again")
     run(method, tmp_path / "other", "--seed=1")
     first, other = (load_file(f / "encoder.safetensors") for f in (folder, tmp_path / "other"))
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 # an epoch asks after each of its 8 steps
-@pytest.mark.parametrize("stop_after", [5, 8, 13])
+@pytest.mark.parametrize("stop_after", [5, 13])
 def test_stopped_and_resumed_gives_the_same_bits(straight, tmp_path, monkeypatch, stop_after):
     method, folder, _ = straight
     asked = 0
@@ -153,7 +151,9 @@ def test_a_finished_run_says_so(straight, capsys):
     assert again == pytest.approx(metrics)
 
 
-def test_resume_of_a_folder_that_does_not_exist_starts_there(straight, tmp_path):
+def test_resume_of_a_new_folder_starts_there_and_the_same_seed_gives_the_same_bits(
+    straight, tmp_path
+):
     method, folder, _ = straight
     resume(method, tmp_path / "new", *TINY, *SCRIPTS[method][1])
     assert_same_bits(folder, tmp_path / "new")

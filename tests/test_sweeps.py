@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import train_ae
 import train_joint
 import train_supcon
 from common.config import parse
+from common.files import read_rows
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 SCRIPTS = {f"{script.__name__}.py": script for script in (train_ae, train_joint, train_supcon)}
@@ -93,19 +95,41 @@ def test_every_value_goes_through_the_parser_unchanged(path, program):
             assert found == value or math.isclose(found, value), (name, value)
 
 
-@coarse_pictures()
-@pytest.mark.parametrize(("path", "program"), PAIRS)
-def test_a_sampled_command_trains_and_logs_the_metric(path, program, tmp_path):
+def sampled(path: Path, program: str) -> tuple[list[str], int]:
+    """The flags of a small run of a sweep, and how often it has to log the metric."""
     sweep, draw = read(path), random.Random(program)
     chosen = {name: draw.choice(values_of(p)) for name, p in sweep["parameters"].items()}
     chosen |= TINY | (TINY_AE if program == "train_ae.py" else {})
+    stage = "classifier_epochs" if path.stem == "classifier" else "epochs"
+    chosen[stage] = 2 if "early_terminate" in sweep else 1  # hyperband counts how often it came
     chosen["batch_size"] = min(chosen.get("batch_size", 32), 64)
     chosen["width"] = 4  # whatever the encoder, one epoch in a moment
-    words = [f"--{name}={value}" for name, value in chosen.items()]
-    script = SCRIPTS[program]
+    return [f"--{name}={value}" for name, value in chosen.items()], chosen[stage]
+
+
+@coarse_pictures()
+@pytest.mark.parametrize(("path", "program"), PAIRS)
+def test_a_sampled_command_trains_and_logs_the_metric(path, program, tmp_path):
+    script, metric = SCRIPTS[program], read(path)["metric"]["name"]
+    words, times = sampled(path, program)
     metrics = script.main(parse(script.Config, [*words, f"--run_dir={tmp_path / 'run'}"]))
-    assert 0 <= metrics[sweep["metric"]["name"]] <= 1
+    assert 0 <= metrics[metric] <= 1
+    assert sum(metric in row for row in read_rows(tmp_path / "run/metrics.jsonl")) >= times
     assert not [name for name in metrics if name.startswith("test/")]
+
+
+def test_the_command_of_an_agent_trains(run_command, tmp_path):
+    path = FILES[0].with_name("joint.yaml")
+    words, _ = sampled(path, "train_joint.py")
+    filled = {
+        "${env}": ["/usr/bin/env"],
+        "accelerate": [Path(sys.executable).with_name("accelerate")],
+        "${program}": [path.parents[1] / "train_joint.py"],
+        "${args}": [*words, "--run_dir=run"],
+    }
+    done = run_command(*[w for word in read(path)["command"] for w in filled.get(word, [word])])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -40,6 +40,7 @@ def train(case: str, folder: Path) -> None:
     """Train one case into the run folder `folder`."""
     script, words = CASES[case]
     with (
+        tiny.coarse_pictures(),
         mock.patch.object(torch.nn, "BatchNorm2d", lambda *words: torch.nn.Identity()),
         # on so few images, rounding decides which one validation chooses
         mock.patch.object(probes, "STRENGTHS", (1e-3,)),

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from zipfile import BadZipFile
 
 import common  # isort: skip  # noqa: F401  (before torch, which reads how threads wait)
@@ -36,7 +36,7 @@ from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
 from common.evaluation import comparison, pictures, report, samples
-from common.files import made, printable, write, write_json, write_text
+from common.files import made, write, write_json, write_text
 from common.run import runs, runtime, tracking
 
 METHOD = "compare"
@@ -111,10 +111,10 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         console.say(warning)
     # probes learn from images that all runs have trained on
     limit, few = smallest(chosen, "limit_train"), smallest(chosen, "labels_per_class")
-    images = datasets.split_data(arrays, limit).to(device)
+    images = (datasets.split_data(arrays, limit) if limit else full).to(device)
     learned = {run.folder: images for run in chosen}
     if few:
-        learned = labeled_images(chosen, arrays, images, few)
+        learned = labeled_images(chosen, full.train, images, few)
     images = learned[chosen[0].folder]  # for PCA and pixels
     named, names, labels = runs.by_name(chosen), images.class_names, images.test.labels
     mapped, subset = images.test.sample(config.map_images), images.test.sample(config.robust_images)
@@ -157,7 +157,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         encoded = len(images.train) + len(images.validation) + len(images.test)
         space.metrics["encoded_per_second"] = encoded / seconds
         spaces.setdefault(name, []).append(space)
-        tables_of.setdefault(name, []).append(folder_name(run))
+        tables_of.setdefault(name, []).append(runs.folder_name(run.folder))
         reported, ours = run.summary["test/accuracy"], space.metrics["accuracy"]
         if abs(reported - ours) > TOLERANCE:
             warnings.append(
@@ -171,7 +171,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
             ((accuracies, _),) = comparison.robustness(projection, [probe], corrupted)
             space.metrics.update(accuracies)
             spaces.setdefault(title, []).append(space)
-            tables_of.setdefault(title, []).append(f"{folder_name(run)}_projection")
+            tables_of.setdefault(title, []).append(f"{runs.folder_name(run.folder)}_projection")
 
     # ---------------------------------------------------------------- Baselines
     own, encoders = list(spaces), {}
@@ -314,28 +314,25 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
 
 
 def labeled_images(
-    chosen: Sequence[runs.Run], arrays: Any, images: datasets.ImageData, few: int
+    chosen: Sequence[runs.Run], full: datasets.Split, images: datasets.ImageData, few: int
 ) -> dict[Path, datasets.ImageData]:
     """`images` by run folder, with training images of which the run has had the labels.
 
     They are `few` of each class, or as many as every run has of it, drawn by the run's seed from
-    the images that its --limit_train left.
+    the images that its --limit_train left: the first ones of `full`, all training images.
     """
-    limits = {run.settings["limit_train"] for run in chosen}
-    trains = {limit: datasets.split_data(arrays, limit).train for limit in limits}
+    source, trains = images.train, {}
+    for run in chosen:
+        first = slice(run.settings.get("limit_train"))
+        rows = full.rows[first].to(source.rows.device)
+        labels = full.labels[first].to(source.labels.device)
+        trains[run.folder] = replace(source, rows=rows, labels=labels)
     counts = [torch.bincount(train.labels) for train in trains.values()]
     few = min(few, *(int(count[count > 0].min()) for count in counts))
-    found, source = {}, images.train
-    for run in chosen:
-        drawn = trains[run.settings["limit_train"]].few(few, run.settings["seed"])
-        rows, labels = drawn.rows.to(source.rows.device), drawn.labels.to(source.labels.device)
-        found[run.folder] = replace(images, train=replace(source, rows=rows, labels=labels))
-    return found
-
-
-def folder_name(run: runs.Run) -> str:
-    """The name of a run's folder as W&B takes it."""
-    return printable(run.folder.resolve().name)
+    return {
+        run.folder: replace(images, train=trains[run.folder].few(few, run.settings["seed"]))
+        for run in chosen
+    }
 
 
 def smallest(chosen: list[runs.Run], name: str) -> int | None:

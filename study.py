@@ -19,6 +19,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -55,7 +56,7 @@ from common.display import accuracies, plots, tables
 from common.errors import UserError
 from common.evaluation import report, studies
 from common.evaluation.studies import Member
-from common.files import made, printable, read_json, read_rows, write_json, write_text
+from common.files import made, read_json, read_rows, write_json, write_text
 from common.run import checkpoints, jobs, runs, runtime, tracking, wandb_backend
 
 METHOD = "study"
@@ -223,7 +224,7 @@ def check(config: Config) -> None:
     if not config.methods or not config.labels_per_class:
         raise UserError("--methods and --labels_per_class need at least one value each")
     for text in config.labels_per_class:
-        if text != "all" and not (text.isascii() and text.isdecimal() and text[0] != "0"):
+        if text != "all" and not re.fullmatch("[1-9][0-9]*", text):
             raise UserError(f"--labels_per_class {text}: give numbers above 0, or all")
 
 
@@ -231,7 +232,7 @@ def group_of(config: Config) -> str:
     """The name under which W&B files all runs of the study."""
     return (
         os.environ.get("WANDB_RUN_GROUP")
-        or f"study {printable(Path(config.out).resolve().name)}"[: runs.LONGEST_NAME]
+        or f"study {runs.folder_name(Path(config.out))}"[: runs.LONGEST_NAME]
     )
 
 

@@ -36,7 +36,7 @@ import train_supcon  # noqa: E402
 from common import models  # noqa: E402
 from common.config import renamed  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from common.files import read_rows, write  # noqa: E402
+from common.files import read_rows, write_rows  # noqa: E402
 from common.run import runtime  # noqa: E402
 from common.run.runs import Run  # noqa: E402
 from common.run.runs import read_run as read_finished  # noqa: E402
@@ -85,7 +85,7 @@ PEERS = {
     (JPEG_COPY, "joint"): "94.9",  # the same, without the joint loss
     (JPEG_COPY, "supcon"): "94.8",  # the same
 }
-# what `paired` rows have in common
+# flags that `paired` rows have in common
 BESIDE = ("dataset", "image_size", "limit_train", "labels_per_class", "encoder", "width", "blocks")
 BESIDE += ("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "augment", "flip")
 SHOWN = ("MNIST", JPEG_COPY)  # in README.md
@@ -124,7 +124,7 @@ def main(folders: list[Path], keep: bool) -> str:
     tried = f"\n{tries.table(tries.ROWS)}\n"
     texts = (text, headline(best, on_gpu), recipes(best) + recipes(on_gpu), tried)
     if keep:
-        write(KEPT, "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs).encode())
+        write_rows(KEPT, runs, sort_keys=True)
         for (page, name), part in zip(PARTS, texts, strict=True):
             put_between_marks(ROOT / page, *marks(name), part)
     return "".join(texts)
@@ -408,20 +408,18 @@ def paired(rows: list[list[dict]]) -> list[str]:
     A sentence for each such pair of rows of one table with at least two common seeds: the mean of
     the differences of their test accuracies by seed, with its 95 % interval by Student's t.
     """
+    joint, supcon = (
+        [
+            (number, training_of(runs[0]), {run["settings"]["seed"]: run for run in runs})
+            for number, runs in enumerate(rows, 1)
+            if runs[0]["method"] == method
+        ]
+        for method in ("joint", "supcon")
+    )
     lines = []
-    for (number, joint), (other, supcon) in itertools.permutations(enumerate(rows, 1), 2):
-        if kind_of(supcon[0]) != "supcon" or joint[0]["method"] != "joint":
-            continue
-        if is_on_gpu(joint[0]) != is_on_gpu(supcon[0]) or any(
-            flags_of(joint[0])[name] != flags_of(supcon[0])[name] for name in BESIDE
-        ):
-            continue
-        ours, theirs = (
-            {run["settings"]["seed"]: 100 * run["summary"]["test/accuracy"] for run in runs}
-            for runs in (joint, supcon)
-        )
-        if len(seeds := sorted(ours.keys() & theirs.keys())) > 1:
-            differences = [ours[seed] - theirs[seed] for seed in seeds]
+    for (number, training, ours), (other, same, theirs) in itertools.product(joint, supcon):
+        if training == same and len(seeds := sorted(ours.keys() & theirs.keys())) > 1:
+            differences = [100 * (on_test([ours[s]]) - on_test([theirs[s]])) for s in seeds]
             error = statistics.stdev(differences) / len(seeds) ** 0.5
             half = stats.t.ppf(0.975, len(seeds) - 1) * error
             lines.append(
@@ -430,6 +428,12 @@ def paired(rows: list[list[dict]]) -> list[str]:
                 f"over seeds {', '.join(map(str, seeds))})."
             )
     return lines
+
+
+def training_of(run: dict) -> tuple:
+    """What `paired` rows have in common: the flags in `BESIDE`, and whether it was on a GPU."""
+    flags = flags_of(run)
+    return is_on_gpu(run), *(flags[name] for name in BESIDE)
 
 
 def markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -18,7 +18,7 @@ from pages import collect, put_between_marks
 
 import study
 from common.errors import UserError
-from common.files import read_json, read_rows, write
+from common.files import read_json, read_rows, write_rows
 
 KEPT = collect_results.ROOT / "benchmarks" / "studies.jsonl"
 ROWS = (
@@ -38,7 +38,7 @@ def main(folders: list[Path], keep: bool) -> str:
     studies = [studies[key] for key in sorted(studies)]
     text = "".join(f"\n{section(found)}" for found in studies)
     if keep:
-        write(KEPT, "".join(json.dumps(s) + "\n" for s in studies).encode())
+        write_rows(KEPT, studies)
         page = collect_results.ROOT / "RESULTS.md"
         put_between_marks(page, *collect_results.marks("studies"), text)
     return text

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,8 +70,11 @@ def write(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Bytes of file names that are no UTF-8 become \\xe9 etc."""
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    write(path, shown.encode())
+    write(path, _escaped(text).encode())
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(name: str) -> str:
@@ -79,11 +82,10 @@ def printable(name: str) -> str:
 
     Bytes that are no UTF-8 and control characters become escapes such as \\xe9.
     """
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     odd = ("Cc", "Zl", "Zp")
     return "".join(
         letter.encode("unicode_escape").decode() if unicodedata.category(letter) in odd else letter
-        for letter in unicodedata.normalize("NFC", text)
+        for letter in unicodedata.normalize("NFC", _escaped(name))
     )
 
 
@@ -96,6 +98,12 @@ def append(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinities stay what they are."""
     write(path, f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def write_rows(path: Path, rows: Iterable[Any], sort_keys: bool = False) -> None:
+    """Write one line of JSON per row, as `read_rows` reads them, atomically."""
+    lines = (json.dumps(row, sort_keys=sort_keys) + "\n" for row in rows)
+    write(path, "".join(lines).encode())
 
 
 def read_json(path: Path) -> Any:

@@ -32,6 +32,18 @@ def _fresh_process():
         sys.modules["accelerate.state"].AcceleratorState._reset_state(True)
 
 
+@pytest.fixture
+def unset(monkeypatch):
+    """Remove environment variables; what the code sets in their place is undone after the test."""
+
+    def remove(*names: str) -> None:
+        for name in names:
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+
+    return remove
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A signal from outside that a training within a test has taken for itself ends all tests."""

@@ -73,8 +73,8 @@ def test_classes_of_one_image_and_without_any(tmp_path, most):
 def test_unbalanced_classes_and_those_without_test_images(tmp_path):
     fill(tmp_path / "train", ant=60, bee=3)
     fill(tmp_path / "test", ant=3)
-    notes = [note for note in notes_on(tmp_path) if "validation" not in note]
-    unbalanced, untested = sorted(notes, key=lambda note: "unknown" in note)
+    unvalidated, untested, unbalanced = notes_on(tmp_path)
+    assert unvalidated.startswith("classes without a validation image") and "bee" in unvalidated
     assert "training images of ant" in unbalanced and "of bee; see the accuracy" in unbalanced
     assert "--balance" in unbalanced
     assert untested == "classes without a test image, so of unknown accuracy: bee"

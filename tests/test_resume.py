@@ -13,10 +13,9 @@ from common.run.signals import Signals
 
 
 @pytest.fixture(autouse=True)
-def all_cores(monkeypatch):
+def all_cores(unset):
     """Threads as users have them, which in a worker of `make test` would be one."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that what the training sets is undone
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    unset("OMP_NUM_THREADS")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

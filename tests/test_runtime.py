@@ -61,10 +61,8 @@ def restored_threads():
     ],
 )
 @pytest.mark.usefixtures("restored_threads")
-def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, environment, changes):
-    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is undone
-        monkeypatch.delenv(name)
+def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, unset, environment, changes):
+    unset("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
@@ -85,10 +83,10 @@ def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, environment, ch
     ],
 )
 @pytest.mark.usefixtures("restored_threads")
-def test_a_resumed_run_has_the_threads_that_it_began_with(monkeypatch, tmp_path, recorded, threads):
-    for name in ("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is undone
-        monkeypatch.delenv(name)
+def test_a_resumed_run_has_the_threads_that_it_began_with(
+    monkeypatch, unset, tmp_path, recorded, threads
+):
+    unset("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
     facts = {"threads": 3, "processes": 1, "device": runtime.device_name(torch.device("cpu"))}
     write_json(tmp_path / "config.json", {"facts": facts | recorded})
@@ -231,10 +229,8 @@ def test_the_peak_of_memory_is_that_of_one_run():
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, True),
     ],
 )
-def test_what_is_one_process_is_not_started_by_a_launcher(monkeypatch, environment, refused):
-    for name in ("WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is undone
-        monkeypatch.delenv(name)
+def test_what_is_one_process_is_not_started_by_a_launcher(monkeypatch, unset, environment, refused):
+    unset("WORLD_SIZE", "LOCAL_RANK")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if refused:

@@ -28,16 +28,19 @@ def notes_on_splits(arrays: Arrays, images: Any) -> list[str]:
         part: np.bincount(getattr(images, part).labels.cpu().numpy(), minlength=len(names))
         for part in ("train", "validation", "test")
     }
+
+    def where(mask: np.ndarray) -> list[str]:
+        return [names[k] for k in np.flatnonzero(mask)]
+
     trained = counts["train"]
-    if unseen := [names[k] for k in np.flatnonzero(trained == 0)]:
+    if unseen := where(trained == 0):
         notes.append(f"no training image is left of {some(unseen)}; add images, or move some there")
-    if single := [names[k] for k in np.flatnonzero(trained == 1)]:
+    if single := where(trained == 1):
         notes.append(f"classes with one training image: {some(single)}; add images")
-    missing = np.flatnonzero((trained > 0) & (counts["validation"] == 0))
-    if unvalidated := [names[k] for k in missing]:
+    if unvalidated := where((trained > 0) & (counts["validation"] == 0)):
         chosen = "so that epochs and penalties are chosen without them"
         notes.append(f"classes without a validation image, {chosen}: {some(unvalidated)}")
-    if untested := [names[k] for k in np.flatnonzero((trained > 0) & (counts["test"] == 0))]:
+    if untested := where((trained > 0) & (counts["test"] == 0)):
         notes.append(f"classes without a test image, so of unknown accuracy: {some(untested)}")
     if trained.max() >= IMBALANCE * max(trained[trained > 0].min(initial=trained.max()), 1):
         least = int(np.where(trained > 0, trained, trained.max()).argmin())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..console import say
 from ..errors import UserError
-from ..files import checksum, read_json, read_rows, write, write_json
+from ..files import checksum, read_json, read_rows, write, write_json, write_rows
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 BEST = "best.safetensors"
@@ -167,7 +167,7 @@ def branch(
         {name: value for name, value in row.items() if not name.startswith("val/knn")}
         for row in read_rows(source / "metrics.jsonl")
     ]
-    write(made / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+    write_rows(made / "metrics.jsonl", rows)
     config = read_json(source / "config.json")
     config["settings"].update(settings)
     config["facts"].update(facts)

@@ -98,7 +98,12 @@ def data_name(settings: Mapping[str, Any]) -> str:
     """The name of the data set, or of the folder that holds the images."""
     if settings["dataset"] != "folder":
         return settings["dataset"]
-    return printable(Path(settings["data_dir"]).resolve().name)[:LONGEST_NAME] or "folder"
+    return folder_name(Path(settings["data_dir"]))[:LONGEST_NAME] or "folder"
+
+
+def folder_name(folder: Path) -> str:
+    """The name of a folder as text, however its path is written."""
+    return printable(folder.resolve().name)
 
 
 def own_tags(text: str) -> list[str]:
@@ -241,8 +246,7 @@ def by_name(found: Sequence[Run]) -> dict[str, list[Run]]:
     named: dict[str, list[Run]] = {}
     for group in kinds.values():
         first = group[0]
-        folder = printable(first.folder.resolve().name)
-        name = first.method if methods[first.method] == 1 else folder
+        name = first.method if methods[first.method] == 1 else folder_name(first.folder)
         # two folders of one name, or the name of a space that is none of a run
         while name in named or re.fullmatch(r"pixels|PCA-\d+|.* projection", name):
             name += "′"

@@ -348,11 +348,12 @@ class Session:
         files = [self.run_dir / "encoder.json", *sorted(self.run_dir.glob("*.safetensors"))]
         name = f"{self.method}-{runs.data_name(asdict(self.config))}"
         self.tracker.artifact(name, "model", files, metrics, ["best"])
-        rows = self.rows()
-        kept = [row for row in rows if row["epoch"] == self.best["epoch"]]
-        whole = {k: v for row in rows for k, v in row.items() if "/" in k}
-        summary = {k: v for k, v in whole.items() if not k.startswith("val/")}
-        summary |= {k: v for row in kept for k, v in row.items() if k.startswith("val/")}
+        summary = {
+            name: value
+            for row in self.rows()
+            for name, value in row.items()
+            if "/" in name and (row["epoch"] == self.best["epoch"] or not name.startswith("val/"))
+        }
         summary |= {**metrics, **{f"best/{name}": value for name, value in self.best.items()}}
         for line in ("", *self.tracker.finish(summary)):
             self.say(line)

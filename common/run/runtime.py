@@ -235,7 +235,7 @@ def compile_step(compute: Callable, accelerator: Accelerator) -> Callable:
 def forbid_waiting(device: torch.device, step: int) -> Iterator[None]:
     """A step in which waiting for a GPU is an error, where CHECK_WAITING is 1: for benchmarks.
 
-    Not the first steps of a process, `step` being their number: they set up and measure kernels.
+    Not the first steps of an epoch, `step` being their number: they may set up and measure kernels.
     """
     checks = device.type == "cuda" and os.environ.get("CHECK_WAITING") == "1" and step >= SET_UP
     if checks:

@@ -36,10 +36,11 @@ from common.data import corruptions, datasets
 from common.display import page, plots, sheet, tables
 from common.errors import UserError
 from common.evaluation import comparison, pictures, report, samples
-from common.files import made, write, write_json, write_text
+from common.files import lock, made, write, write_json, write_text
 from common.run import runs, runtime, tracking
 
 METHOD = "compare"
+LOCK = ".comparing"  # not .lock, which the tracker holds
 CONFUSIONS = 5  # the most frequent ones are shown
 LARGEST_PCA_SPACE = 512  # dimensions; probes on more take minutes
 TOLERANCE = 0.005  # of accuracy, between the run's own and ours: rounding differs between machines
@@ -69,17 +70,26 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     each image (M,), by the folder of a run or by "PCA-128" and so on, and returns the lines for the
     top of the page; they join what is found.
     """
-    # ---------------------------------------------------------------- Set-up
     runtime.check_alone("compare.py")
-    started = time.perf_counter()
-    accelerator = runtime.start("no", seed=0)
-    device = runtime.measuring_device(accelerator.device)
     if not config.runs:
         raise UserError("name the folders of finished runs: python compare.py RUN RUN --out OUT")
     out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise UserError(f"{out} exists; choose another --out, or remove it")
     runs.check_writable(out)
+    with (
+        made(out),
+        lock(out / LOCK, busy=f"another comparison writes to {out}; choose another --out"),
+    ):
+        return compare(config, recommend, out)
+
+
+def compare(config: Config, recommend: Callable[[dict], list[str]], out: Path) -> dict:
+    """As `main`, with results in the folder `out`, which no other process uses."""
+    # ---------------------------------------------------------------- Set-up
+    started = time.perf_counter()
+    accelerator = runtime.start("no", seed=0)
+    device = runtime.measuring_device(accelerator.device)
     runs.check_project(config.project)
     chosen, left_out = runs.choose_runs(config.runs)
 
@@ -252,8 +262,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
     # ---------------------------------------------------------------- Files
     if recommended := recommend(robust):
         results["recommendation"] = recommended
-    with made(out):
-        write_json(out / "comparison.json", results)
+    write_json(out / "comparison.json", results)
     write_text(out / "table.md", tables.as_markdown(rows))
     write_text(out / "table.csv", tables.as_csv(columns))
     write(out / "sheet.png", pngs["sheet"])
@@ -264,7 +273,7 @@ def main(config: Config, recommend: Callable[[dict], list[str]] = lambda robust:
         rows,
         pngs["sheet"],
         maps,
-        mapped.images(slice(None)).cpu().numpy(),
+        mapped.thumbnails(torch.arange(len(mapped)), page.THUMB),
         map_indices.cpu().numpy(),
         shown,
         names,

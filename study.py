@@ -56,7 +56,7 @@ from common.display import accuracies, plots, tables
 from common.errors import UserError
 from common.evaluation import report, studies
 from common.evaluation.studies import Member
-from common.files import made, read_json, read_rows, write_json, write_text
+from common.files import lock, made, read_json, read_rows, write_json, write_text
 from common.run import checkpoints, jobs, runs, runtime, tracking, wandb_backend
 
 METHOD = "study"
@@ -65,6 +65,7 @@ Method = Literal["ae", "joint", "supcon", "simclr"]
 SCRIPTS = {"ae": train_ae, "joint": train_joint, "supcon": train_supcon, "simclr": train_supcon}
 WITHOUT_LABELS = ("ae", "simclr")  # what they learn does not depend on the number of labels
 TRIAL_STEPS, TRIAL_STEPS_OF_A_GPU = 6, 200  # of each epoch of a trial: a second or more
+LOCK = ".lock"
 FREE = ("data_dir", "out", "tracking", "jobs")  # what may change when a study is continued
 
 
@@ -105,12 +106,20 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    # ---------------------------------------------------------------- Plan
     runtime.check_alone("study.py")
     check(config)
     unique = {k: tuple(dict.fromkeys(getattr(config, k))) for k in ("methods", "labels_per_class")}
-    config = replace(config, **unique)
     out = Path(config.out)
+    others = out.is_dir() and any(entry.name != LOCK for entry in out.iterdir())
+    if others and not (out / "study.json").exists():
+        raise UserError(f"{out} exists and holds no study; choose another --out")
+    with made(out), lock(out / LOCK, busy=f"{out} is in use by another study; wait for its end"):
+        return conduct(replace(config, **unique), out)
+
+
+def conduct(config: Config, out: Path) -> dict:
+    """The whole study, in the folder `out`, which no other process uses."""
+    # ---------------------------------------------------------------- Plan
     budgets = sorted(config.labels_per_class, key=studies.number_of)
     members = [
         Member(f"{method}-{labels}-seed{seed}", method, labels, seed)
@@ -118,8 +127,7 @@ def main(config: Config) -> dict:
         for labels in budgets
         for method in config.methods
     ]
-    with made(out):
-        planned = plan(config, out, members)
+    planned = plan(config, out, members)
     places = ["--data_dir", config.data_dir]
     if config.labels:
         places += ["--labels", config.labels]
@@ -140,11 +148,14 @@ def main(config: Config) -> dict:
                 elif config.jobs > 1:
                     console.say(f"{name} is finished; its output is in {out}/logs/{name}.log")
                 bar.update()
-    results = [
-        studies.read(runs.read_run(out / "runs" / member.name), member)
-        for member in members
-        if member.name not in failed
-    ]
+    results = []
+    for member in members:
+        if member.name not in failed:
+            try:
+                results.append(studies.read(runs.read_run(out / "runs" / member.name), member))
+            except UserError as error:
+                failed[member.name] = str(error)
+                console.say(f"{member.name} is left out: {error}")
     if not results:
         raise UserError(f"no run of {out} succeeded: {'; '.join(failed.values())}")
     groups = {labels: [r for r in results if r.member.labels == labels] for labels in budgets}
@@ -242,13 +253,11 @@ def group_of(config: Config) -> str:
 def plan(config: Config, out: Path, members: Sequence[Member]) -> dict[str, list[str]]:
     """The flags of each member's script, by its name: those of OUT/study.json, or new ones.
 
-    `UserError`: OUT holds something else; the time is too short for one epoch.
+    `UserError`: the study in OUT is another one; the time is too short for one epoch.
     """
     path = out / "study.json"
     if path.exists():
         return continued(config, path)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and holds no study; choose another --out")
     arrays = read_images(config)
     counts = learned_images(arrays, config.limit_train, members)
     batches = {name: min(config.batch_size, count) for name, count in counts.items()}

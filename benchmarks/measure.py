@@ -46,7 +46,7 @@ from common.run import runtime, session  # noqa: E402
 
 DEVICE = torch.device("cuda" if runtime.uses_cuda() else "cpu")
 IS_CPU = DEVICE.type == "cpu"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = runtime.usable_cores()
 PACKAGES = (
     *("torch", "torchvision", "accelerate", "numpy", "scikit-learn", "pillow", "kornia"),
     *("pytorch-metric-learning", "lightly"),

@@ -143,7 +143,10 @@ def made(folder: Path) -> Iterator[None]:
 
     Others stay, such as what W&B recorded of a run that failed. `UserError` where none can be made.
     """
-    is_new = not folder.exists()
+    is_new = False
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True)
+        is_new = True  # for one of two processes that make it at the same moment
     make_folder(folder)
     try:
         yield

@@ -276,3 +276,14 @@ def test_batches_follow_the_order_whether_the_images_fit_on_the_device_or_are_fe
         assert len(asked) <= number + 1 + fetching.AHEAD
     assert torch.equal(11 - torch.stack(asked), order)
     next(datasets.Split(Source(), rows, labels.to("meta")).batches(order))  # and stopped there
+
+
+@pytest.mark.parametrize(("side", "small"), [(28, 28), (64, 48)])
+def test_thumbnails_are_small_and_in_the_order_of_the_positions(side, small):
+    shades = torch.arange(0, 250, 10, dtype=torch.uint8)
+    source = shades[:, None, None, None].expand(-1, 3, side, side)
+    split = datasets.Split(source, torch.arange(25), torch.zeros(25).long())
+    positions = torch.tensor([7, 3, 20, 3])
+    found = split.thumbnails(positions, 48)
+    assert found.shape == (4, 3, small, small) and found.dtype == np.uint8
+    assert (found[:, 0, 0, 0] == shades[positions].numpy()).all()

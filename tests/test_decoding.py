@@ -1,7 +1,7 @@
-import os
 import threading
 import time
 
+import joblib
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,7 +60,7 @@ def test_threads_give_the_same_in_the_same_order(folder, monkeypatch):
         time.sleep(0.01)
         return decode(*args)
 
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(decoding, "_decode", slow)
     monkeypatch.setattr(decoding, "AHEAD", 2)
     parallel = list(decode_all(names, LARGE, 8, root=folder))
@@ -85,7 +85,7 @@ def test_decoding_waits_for_a_slow_reader(monkeypatch):
             return None
 
     monkeypatch.setattr(decoding, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     chunks = decode_all([str(n) for n in range(1000)], 1000 * LARGE, 8)
     next(chunks)
     assert len(submitted) == 2 * decoding.AHEAD
@@ -105,7 +105,7 @@ def test_who_stops_reading_stops_the_decoding(folder, monkeypatch):
             go_on.wait(10)
         return np.zeros((3, 8, 8), np.uint8), None
 
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     monkeypatch.setattr(decoding, "_decode", slow)
     chunks = decode_all([str(n) for n in range(100)], 100 * LARGE, 8)
     next(chunks)

@@ -328,6 +328,28 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(
     assert_same_bits(folder, tmp_path / "run")
 
 
+def test_a_signal_counts_where_the_disk_is_full(tmp_path, monkeypatch, capfd):
+    """A study that was asked to stop must not begin its next run."""
+
+    def refuse(*words):
+        if words[1]["step"]:
+            raise UserError("no room for the checkpoint")
+        return save(*words)
+
+    def stop(*words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return log(*words)
+
+    save, log = checkpoints.save_last, tracking.Tracker.log
+    monkeypatch.setattr(checkpoints, "save_last", refuse)
+    monkeypatch.setattr(tracking.Tracker, "log", stop)
+    with pytest.raises(SystemExit) as end:
+        run("joint", tmp_path / "run")
+    assert end.value.code == 143
+    out = capfd.readouterr().out
+    assert "no room for the checkpoint\nstopped; resume with" in out
+
+
 def test_other_errors_of_the_disk_stay_what_they_are(tmp_path):
     with pytest.raises(IsADirectoryError):
         (tmp_path / "file").mkdir()

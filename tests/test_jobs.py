@@ -33,7 +33,8 @@ def wait_for_sigterm(ready: str) -> None:
 def write_threads(path: str) -> None:
     runtime.usable_cores = lambda: 8
     runtime.set_threads()
-    Path(path).write_text(f"{os.environ['OMP_NUM_THREADS']} {os.environ.get('ANSWER')}")
+    words = "OMP_NUM_THREADS", "ANSWER", "WANDB_RUN_ID"
+    Path(path).write_text(" ".join(str(os.environ.get(word)) for word in words))
 
 
 def test_failures_by_name(tmp_path):
@@ -93,12 +94,13 @@ def test_processes_share_the_cores_unless_threads_were_chosen(
     tmp_path, monkeypatch, chosen, threads
 ):
     monkeypatch.setenv("ANSWER", "42")  # the environment is that of the call
+    monkeypatch.setenv("WANDB_RUN_ID", "one")  # but for what would make one run of all
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     path = tmp_path / "threads"
     assert dict(jobs.run(write_threads, {"a": (str(path),)}, 2, tmp_path)) == {"a": None}
-    assert path.read_text() == f"{threads} 42"
+    assert path.read_text() == f"{threads} 42 None"
 
 
 def started(ready: Path) -> int:

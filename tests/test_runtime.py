@@ -65,7 +65,7 @@ def test_the_cores_are_shared_unless_the_user_chose(monkeypatch, unset, environm
     unset("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 6)
     before = torch.get_num_threads()
     runtime.set_threads()
     expected = 6 // int(environment.get("LOCAL_WORLD_SIZE", "1"))
@@ -87,14 +87,15 @@ def test_a_resumed_run_has_the_threads_that_it_began_with(
     monkeypatch, unset, tmp_path, recorded, threads
 ):
     unset("OMP_NUM_THREADS", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 6)
     facts = {"threads": 3, "processes": 1, "device": runtime.device_name(torch.device("cpu"))}
     write_json(tmp_path / "config.json", {"facts": facts | recorded})
     runtime.set_threads(str(tmp_path))
     assert torch.get_num_threads() == threads
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    runtime.set_threads(str(tmp_path / "not there yet"))
+    runtime.set_threads(str(tmp_path / "not there yet"))  # the next run of a study
     assert torch.get_num_threads() == 6
+    runtime.set_threads(str(tmp_path))
+    assert torch.get_num_threads() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's wish
     torch.set_num_threads(2)
     runtime.set_threads(str(tmp_path))

@@ -12,7 +12,7 @@ from common.config import parse
 from common.data import layout
 from common.errors import UserError
 from common.evaluation import geometry, probes
-from common.files import read_json, write_json
+from common.files import lock, read_json, write_json
 from common.run.runtime import usable_cores
 
 TINY = (
@@ -229,6 +229,26 @@ def test_a_run_that_fails_is_named_and_the_others_compared(tmp_path, no_comparis
     assert "failed, left out: joint-2-seed0 (the disk is on fire)" in found["recommendation"]
     monkeypatch.setattr(study.train_joint, "main", main)  # the same command trains what is missing
     assert run(tmp_path / "study", "--epochs=1", "--methods", "joint", "supcon")["failed"] == {}
+
+
+def test_a_run_whose_latents_are_lost_is_left_out(tmp_path, no_comparison):
+    words = ("--epochs=1", "--methods", "joint", "supcon", "--labels_per_class", "all")
+    assert run(tmp_path / "study", *words)["failed"] == {}
+    path = tmp_path / "study/runs/joint-all-seed0/latents.npz"
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:99]), path.unlink):
+        damage()
+        found = run(tmp_path / "study", *words)
+        assert list(found["failed"]) == ["joint-all-seed0"]
+        assert f"{path} is missing or damaged" in found["failed"]["joint-all-seed0"]
+        assert found["recommendation"][-1].startswith("failed, left out: joint-all-seed0")
+
+
+def test_a_study_that_is_running_is_not_joined(tmp_path):
+    words = ("--epochs=1", "--methods", "joint", "--labels_per_class", "all")
+    (tmp_path / "study").mkdir()
+    with lock(tmp_path / "study" / study.LOCK), pytest.raises(UserError, match="in use by another"):
+        run(tmp_path / "study", *words)
+    assert [path.name for path in (tmp_path / "study").iterdir()] == [study.LOCK]
 
 
 def test_an_error_of_any_kind_leaves_the_others(tmp_path, no_comparison, monkeypatch, capsys):

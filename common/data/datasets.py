@@ -90,6 +90,15 @@ class Split:
         for start in range(0, len(self), count):
             yield self.images(slice(start, start + count))
 
+    def thumbnails(self, positions: Tensor, side: int) -> np.ndarray:
+        """The images at `positions` int64 (N,), uint8 (N,C,s,s): larger ones scaled to `side`.
+
+        A few at a time, since all of them in full size may not fit into memory.
+        """
+        full = self.source.shape[-1]
+        blocks = (self.images(few).cpu().numpy() for few in positions.split(images_at_once(full)))
+        return np.concatenate([resize(b, side) if full > side else b for b in blocks])
+
     def sample(self, count: int) -> "Split":
         """At most `count` of the images, stratified, with a fixed seed."""
         chosen = torch.from_numpy(stratified_order(self.labels.cpu().numpy(), SPLIT_SEED)[:count])

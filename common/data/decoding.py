@@ -216,15 +216,16 @@ def decode_all(
     `total_bytes` is the size of all files. Decoding is only a few chunks ahead of the consumer, so
     that memory stays bounded.
     """
+    from joblib import cpu_count  # takes a while
+
     mean_bytes = max(total_bytes // max(len(paths), 1), 1)
     # up to 8 MiB of files, and of pixels
     length = max(1, min(64, 2**23 // max(mean_bytes, 3 * image_size**2)))
     chunks = [paths[i : i + length] for i in range(0, len(paths), length)]
     options = {"image_size": image_size, "root": root, "border": border}
     decode = partial(decode_chunk, **options, white=white, deep=deep)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Pillow decodes and resizes without the interpreter's lock
-    threads = cores if mean_bytes > SMALL else 1
+    threads = cpu_count() if mean_bytes > SMALL else 1
     Image.init()  # of threads that load Pillow's plugins together, one can miss some of them
     pool = ThreadPoolExecutor(threads)
     try:

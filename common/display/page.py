@@ -150,12 +150,11 @@ def _table(rows: Sequence[Row]) -> str:
 def _atlas(images: ndarray) -> str:
     """All images tiled in one square image as a data URI; 2,000 are 1 or 2 MB."""
     count, channels, side, _ = images.shape
-    thumb, columns = min(side, THUMB), math.ceil(math.sqrt(count))
-    atlas = Image.new("L" if channels == 1 else "RGB", (thumb * columns,) * 2)
+    columns = math.ceil(math.sqrt(count))
+    atlas = Image.new("L" if channels == 1 else "RGB", (side * columns,) * 2)
     for n, image in enumerate(images):
         tile = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0))
-        tile = tile if side == thumb else tile.resize((thumb, thumb), Image.Resampling.LANCZOS)
-        atlas.paste(tile, (n % columns * thumb, n // columns * thumb))
+        atlas.paste(tile, (n % columns * side, n // columns * side))
     file = io.BytesIO()
     atlas.save(file, format="WEBP", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -18,6 +18,7 @@ PREDICTIONS = 200  # images in the table of predictions
 EMBEDDINGS = 1000  # images in the table of embeddings, fewer if it would be too large
 LONGEST_TABLE = 20  # classes whose number of images is told
 LARGEST_EMBEDDINGS = 2**18  # numbers in that table
+LARGEST_SIDE = 128  # pixels of an image in a table; larger ones are scaled down
 
 FINAL = (
     ("accuracy", "accuracy, trained classifier", "{:.2%}"),
@@ -264,7 +265,7 @@ def embeddings(split, latents: Tensor, predicted: Tensor, class_names: Sequence[
 
 def _first_cells(split, chosen: Tensor, predicted: Tensor, class_names: Sequence[str]) -> list:
     """Image, label and prediction of the chosen images."""
-    images, labels = split.images(chosen).cpu().numpy(), split.labels[chosen].tolist()
+    images, labels = split.thumbnails(chosen, LARGEST_SIDE), split.labels[chosen].tolist()
     triples = zip(images, labels, predicted[chosen].tolist(), strict=True)
     return [[image, class_names[label], class_names[guess]] for image, label, guess in triples]
 

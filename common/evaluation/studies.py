@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ..display import tables
+from ..errors import UserError
 from . import probes, recommendation, report, samples, scores
 from .recommendation import Need
 
@@ -125,15 +127,23 @@ def recommendation_of(
 
 
 def read(run: Any, member: Member) -> Result:
-    """What a finished member found; `run` is its `common.run.runs.Run`."""
-    with np.load(run.folder / "latents.npz") as arrays:
-        labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
-        projections = arrays["projections"] if has_projection(run) else None
-        values = {}
-        for name in ("linear", "knn", "knn_cosine", "class_mean"):
-            found = arrays[f"{name}_predictions"]
-            values[name] = (found == labels)[found != samples.NOT_ASKED]
-        values["own"] = arrays["predictions"] == labels
+    """What a finished member found; `run` is its `common.run.runs.Run`.
+
+    `UserError` where its latents are missing or damaged.
+    """
+    path = run.folder / "latents.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as found:
+            arrays = dict(found)
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise UserError(f"{path} is missing or damaged: {error}") from None
+    labels, latents = arrays["labels"], torch.from_numpy(arrays["latents"])
+    projections = arrays["projections"] if has_projection(run) else None
+    values = {}
+    for name in ("linear", "knn", "knn_cosine", "class_mean"):
+        found = arrays[f"{name}_predictions"]
+        values[name] = (found == labels)[found != samples.NOT_ASKED]
+    values["own"] = arrays["predictions"] == labels
     first, precision = scores.retrieve(latents, torch.from_numpy(labels))
     values |= {"first_hit": first.numpy(), "precision": precision.numpy()}
     if projections is not None:

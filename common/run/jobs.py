@@ -43,7 +43,9 @@ def run(
                 while waiting and len(running) < jobs:
                     name, arguments = waiting.pop(0)
                     reader, writer = context.Pipe(duplex=False)
-                    words = writer, logs / f"{name}.log", dict(os.environ), jobs
+                    # one id for W&B would make one run of all
+                    environment = {k: v for k, v in os.environ.items() if k != "WANDB_RUN_ID"}
+                    words = writer, logs / f"{name}.log", environment, jobs
                     process = context.Process(
                         target=_call, args=(*words, function, arguments), name=name
                     )

@@ -44,6 +44,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 processes_beside = 1  # trainings that share this machine's cores; more in a process of `jobs.run`
+own_threads: str | None = None  # what `set_threads` wrote into OMP_NUM_THREADS, which no user chose
 
 
 def start(precision: str, seed: int, resume: str | None = None) -> Accelerator:
@@ -162,9 +163,10 @@ def set_threads(resume: str | None = None) -> None:
     `accelerate launch` and torchrun export OMP_NUM_THREADS=1, which leaves all cores but one idle;
     that value counts as a choice only where no launcher set it.
     """
+    global own_threads
     chosen = os.environ.get("OMP_NUM_THREADS")
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
-    if chosen and not (launched and chosen == "1"):
+    if chosen and chosen != own_threads and not (launched and chosen == "1"):
         return
     threads = max(1, usable_cores() // (_number("LOCAL_WORLD_SIZE", 1) * processes_beside))
     config = Path(resume or "") / "config.json"
@@ -173,13 +175,15 @@ def set_threads(resume: str | None = None) -> None:
         if same == (facts.get("device"), facts.get("processes")):
             threads = facts.get("threads", threads)
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for scikit-learn, which is loaded later
+    # for scikit-learn, which is loaded later
+    own_threads = os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: fewer than there are in a container, say."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    """How many cores this process may use: by its affinity and by the quota of a container."""
+    from joblib import cpu_count
+
+    return cpu_count()
 
 
 def _keep_freed_memory() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import console
 from ..errors import UserError, out_of_memory
-from ..files import read_rows
+from ..files import read_json, read_rows
 from . import checkpoints, runs, runtime, tracking
 from .monitor import Monitor
 from .processes import Processes
@@ -143,6 +143,10 @@ class Session:
             if (before := state["processes"]) != (now := accelerator.num_processes):
                 what = "rounding and, on a CPU, batch norm, which sees the share of one process"
                 self.say(f"processes before: {before}, now: {now}, which changes {what}")
+            if self.is_main:  # auto may mean another precision on this machine
+                began = read_json(self.run_dir / "config.json")["facts"]["mixed_precision"]
+                if began != (now := accelerator.mixed_precision):
+                    self.say(f"precision at the start: {began}, now: {now}, which changes rounding")
         return model, optimizer
 
     def compile(self, compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,9 +219,12 @@ class Session:
                 waits = self.accelerator.num_processes > 1 and self.device.type != "cpu"
                 asks = is_row or is_end or not waits
                 if asks and (number := self._signals.agreed(self.accelerator)):
-                    self._stop_if_not_finite()
-                    self._save()
-                    self._writer.wait()
+                    try:
+                        self._stop_if_not_finite()
+                        self._save()
+                        self._writer.wait()
+                    except UserError as error:  # the signal counts: a study ends, too
+                        self.say(str(error))
                     self._signals.leave(number)
             # not where a resumed run has just begun
             if self._saved_step < self.step and not self._passes_quickly:

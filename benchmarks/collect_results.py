@@ -138,21 +138,12 @@ def marks(name: str) -> tuple[str, str]:
 def best_settings(
     groups: dict[tuple, list[dict]], on_gpu: bool
 ) -> dict[tuple[str, str], list[list[dict]]]:
-    """`unbeaten` settings of each data set shown and method, trained on a CPU or on a GPU.
-
-    Settings of which it is not known whether a run was resumed are left out where there are others.
-    """
+    """`unbeaten` settings of each data set shown and method, trained on a CPU or on a GPU."""
     found: dict[tuple[str, str], list[list[dict]]] = {}
     for (data, method, *_), runs in groups.items():
         if data in SHOWN and is_on_gpu(runs[0]) == on_gpu:
             found.setdefault((data, method), []).append(runs)
-    sure = {key: [s for s in settings if not is_doubtful(s)] for key, settings in found.items()}
-    return {key: unbeaten(sure[key] or settings) for key, settings in found.items()}
-
-
-def is_doubtful(runs: list[dict]) -> bool:
-    """Whether it is unknown if one of the runs was resumed, which was not exact at that time."""
-    return any("resumed" not in run for run in runs)
+    return {key: unbeaten(settings) for key, settings in found.items()}
 
 
 def unbeaten(settings: list[list[dict]]) -> list[list[dict]]:
@@ -230,14 +221,8 @@ def is_on_gpu(run: dict) -> bool:
 
 
 def flags_of(run: dict) -> dict:
-    """All flags of a run, with defaults for those that its version lacked.
-
-    Versions before `--white` mirrored the images of a folder where nothing was said.
-    """
-    settings = dict(run["settings"])
-    if settings["dataset"] == "folder" and "white" not in settings and settings["flip"] is None:
-        settings["flip"] = True
-    return renamed(dataclasses.asdict(SCRIPTS[run["method"]].Config()) | settings)
+    """All flags of a run, with defaults for those that its version lacked."""
+    return renamed(dataclasses.asdict(SCRIPTS[run["method"]].Config()) | run["settings"])
 
 
 def kind_of(run: dict) -> str:
@@ -304,8 +289,7 @@ def row_of(runs: list[dict]) -> list[str]:
 
 def precision_of(run: dict) -> str:
     """The precision that `--precision` selected on this run's hardware."""
-    facts = run["facts"]
-    precision = facts.get("mixed_precision", facts.get("precision"))  # its name in early runs
+    precision = run["facts"]["mixed_precision"]
     return {"no": "float32"}.get(precision, precision)
 
 
@@ -385,21 +369,14 @@ def surroundings(runs: list[dict]) -> str:
 
 
 def resumed(rows: list[list[dict]]) -> str:
-    """The rows of one table with resumed runs, or with runs of which that is unknown.
-
-    Runs that were kept before this was recorded have no entry "resumed".
-    """
-    known, unknown = [], []
+    """The runs of one table that were stopped and resumed."""
+    found = []
     for number, runs in enumerate(rows, 1):
-        if is_doubtful(runs):
-            unknown.append(str(number))
         for run in runs:
-            if entries := run.get("resumed"):
+            if entries := run["resumed"]:
                 commits = ", ".join(str(entry["commit"]) for entry in entries)
-                known.append(f"row {number}, seed {run['settings']['seed']} (at commit {commits})")
-    text = f"Resumed runs: {'; '.join(known) or 'none recorded'}."
-    which = "any row" if len(unknown) == len(rows) else f"row {', '.join(unknown)}"
-    return text + (f" Not recorded for {which}." if unknown else "")
+                found.append(f"row {number}, seed {run['settings']['seed']} (at commit {commits})")
+    return f"Resumed runs: {'; '.join(found) or 'none'}."
 
 
 def paired(rows: list[list[dict]]) -> list[str]:

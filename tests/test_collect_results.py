@@ -120,20 +120,14 @@ def test_seeds_on_other_hardware_stay_in_their_row_which_says_so(tmp_path):
     assert "a CPU, 2 cores or b CPU, 2 cores; threads 1 or 2" in text
 
 
-def test_resumed_runs_are_named_and_those_of_which_nobody_knows(tmp_path):
+def test_resumed_runs_are_named(tmp_path):
     runs = [make_run(tmp_path / f"run{seed}", {}, seed=seed) for seed in range(2)]
-    assert "Resumed runs: none recorded.\n" in collect_results.main(runs, keep=False)
+    assert "Resumed runs: none.\n" in collect_results.main(runs, keep=False)
     config = json.loads((runs[1] / "config.json").read_text())
     config["resumed"] = [{"rows": 2, "commit": "abc"}, {"rows": 3, "commit": "def"}]
     (runs[1] / "config.json").write_text(json.dumps(config))
     text = collect_results.main(runs, keep=False)
     assert "Resumed runs: row 1, seed 1 (at commit abc, def).\n" in text
-    old = collect_results.read_run(make_run(tmp_path / "old", {}, width=8))
-    del old["resumed"]
-    collect_results.KEPT.write_text(json.dumps(old) + "\n")
-    text = collect_results.main(runs, keep=False)
-    (row,) = (row["row"] for row in named(text) if row["encoder"] == "cnn, width 8")
-    assert f"seed 1 (at commit abc, def). Not recorded for row {row}.\n" in text
 
 
 def test_what_was_kept_outlives_the_folders_and_is_replaced_by_the_same_run(tmp_path):
@@ -161,13 +155,6 @@ def test_an_older_runs_augmentation_has_its_new_name():
     settings = {"augment": "light", "epochs": 7, "dataset": "mnist", "flip": None}
     flags = collect_results.flags_of({"method": "joint", "settings": settings})
     assert (flags["augment"], flags["epochs"], flags["flip"]) == ("crop_flip", 7, None)
-
-
-def test_older_runs_on_folders_were_mirrored():
-    settings = {"dataset": "folder", "flip": None}
-    assert collect_results.flags_of({"method": "joint", "settings": settings})["flip"] is True
-    settings["white"] = None  # of a version that does not mirror them
-    assert collect_results.flags_of({"method": "joint", "settings": settings})["flip"] is None
 
 
 def test_cross_entropy_alone_is_a_baseline_and_not_the_joint_method(tmp_path):
@@ -311,16 +298,3 @@ def test_a_recipe_is_as_quick_or_as_accurate_as_no_other():
 
     slow, quick, beaten = setting(90, 0.9), setting(10, 0.8), setting(20, 0.7)
     assert collect_results.unbeaten([slow, beaten, quick]) == [quick, slow]
-
-
-def test_settings_in_doubt_are_shown_where_there_are_no_others():
-    facts = {"device": "a CPU"}
-    old, new = (
-        {"data": "MNIST", "facts": facts, "seconds": 60.0, "summary": {"best/val/accuracy": best}}
-        for best in (0.99, 0.98)
-    )
-    new["resumed"] = []
-    groups = {("MNIST", "joint", 0): [old], ("MNIST", "joint", 1): [new, new]}
-    assert collect_results.best_settings(groups, on_gpu=False) == {("MNIST", "joint"): [[new, new]]}
-    del groups["MNIST", "joint", 1]
-    assert collect_results.best_settings(groups, on_gpu=False) == {("MNIST", "joint"): [[old]]}
